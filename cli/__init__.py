@@ -1,0 +1,1 @@
+"""The `cmrn` command line; installed as the package `cmrn_cli`."""

@@ -1,0 +1,48 @@
+"""The command tree. Nothing here loads more than the option parser: each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cmrn_cli import doctor, evaluate, generate, recipe, trace, train
+from cmrn_cli.console import Settings, write_line
+from cmrn_cli.options import add_command, examples, takes_globals
+
+__all__ = ["build_app"]
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+_ALIASES = "Other names"
+EXAMPLES = ("cmrn train quickstart", 'cmrn trace "integral"', "cmrn recipe ls")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        write_line(f"cmrn {version('cmrn')}")
+        raise typer.Exit()
+
+
+def _root(
+    settings: Settings,
+    version: Annotated[
+        bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train, read and question language models of named experts."""
+
+
+def build_app() -> typer.Typer:
+    """The whole command line."""
+    app = typer.Typer(context_settings=_HELP, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    app.callback(epilog=examples(*EXAMPLES))(takes_globals(_root))
+    add_command(app, "train", train.train, train.EXAMPLES)
+    add_command(app, "generate", generate.generate, generate.EXAMPLES)
+    add_command(app, "trace", trace.trace, trace.EXAMPLES)
+    add_command(app, "eval", evaluate.evaluate, evaluate.EXAMPLES)
+    app.add_typer(recipe.build_app(), name="recipe")
+    add_command(app, "doctor", doctor.doctor, doctor.EXAMPLES)
+    add_command(app, "trace-routing", trace.trace, trace.EXAMPLES, rich_help_panel=_ALIASES)
+    return app

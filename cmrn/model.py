@@ -1,0 +1,314 @@
+"""The model: embedding, blocks of temporal layers, memory read, router and experts, and the head."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cmrn.alignment import align, document_places
+from cmrn.config import CMRNConfig
+from cmrn.errors import CMRNError, UsageError
+from cmrn.experts import ExpertPool
+from cmrn.generation import StopWatch, continue_ids
+from cmrn.layers import Linear, Norm
+from cmrn.loss import IGNORED, token_nats
+from cmrn.memory import MemoryAttention
+from cmrn.records import BlockRecord, BlockState, CMRNOutput, CMRNState, Losses, Routing, Segments, map_tensors
+from cmrn.routing import DynamicRouter, balance_step, domain_loss, expert_load, z_loss
+from cmrn.sampling import SamplingConfig
+from cmrn.temporal import TemporalAbstraction
+from cmrn.tokenizer import CMRNTokenizer
+
+__all__ = ["CMRN", "Block"]
+
+
+class Block(nn.Module):
+    """Temporal layers, a memory read in the blocks chosen for it, then routed experts; each adds to the stream."""
+
+    def __init__(self, config: CMRNConfig, index: int) -> None:
+        super().__init__()
+        self.temporal = TemporalAbstraction(config)
+        self.memory = MemoryAttention(config) if index in config.reading_blocks else None
+        self.router = DynamicRouter(config, index)
+        self.experts = ExpertPool(config)
+
+    def forward(
+        self, x_BTD: Tensor, previous: BlockState | None, segments: Segments, numbers_BT: Tensor
+    ) -> tuple[Tensor, BlockRecord]:
+        """(x_BTD, what the block did and carries). numbers_BT is what a router without logits hashes."""
+        x_BTD, temporal, events = self.temporal(x_BTD, previous and previous.temporal, segments)
+        memory = None
+        if self.memory is not None:
+            x_BTD, memory = self.memory(x_BTD, previous and previous.memory, segments)
+        routing, router_tail = self.router(x_BTD, previous and previous.router_tail_BTC, segments, numbers_BT)
+        x_BTD, ngram_tail, latent = self.experts(x_BTD, routing, previous and previous.ngram_tail_BTC, segments)
+        return x_BTD, BlockRecord(routing, events, latent, BlockState(temporal, memory, router_tail, ngram_tail))
+
+
+class CMRN(nn.Module):
+    """A language model without attention over everything: it reads in linear time and carries a state of fixed size.
+
+    >>> model = CMRN(CMRNConfig(vocab_size=300, d_model=32, num_experts=2, memory_dim=32, num_blocks=1))
+    >>> model(torch.randint(0, 300, (2, 16))).logits.shape
+    torch.Size([2, 16, 300])
+    """
+
+    owners_GE: Tensor
+
+    def __init__(self, config: CMRNConfig, tokenizer: CMRNTokenizer | None = None) -> None:
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_blocks))
+        self.final_norm = Norm(config.d_model, config.layer_norm_eps)
+        self.head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size)
+        owners = [[domain in expert.domains for expert in config.named_experts] for domain in config.domains]
+        self.register_buffer("owners_GE", torch.tensor(owners, dtype=torch.bool), persistent=False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        domain_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        states: CMRNState | None = None,
+    ) -> CMRNOutput:
+        """Logits for every token, the loss where labels are given, and every block's routing.
+
+        input_ids: (B,T) int64. labels: (B,T), shifted inside, -100 ignored; a document's first token is not scored,
+        a chunk's first is, through `states`. attention_mask: (B,T), 0 on padding, on either side or in between.
+        domain_ids: (B,) or (B,T), index into config.domains, -1 unlabelled. document_ids: (B,T); everything carried
+        starts afresh where it changes. states: a former output's `states`, to read on. Logits, losses and states carry
+        gradient.
+
+        Raises:
+            UsageError: input_ids is not (B,T), holds no token, or an id lies outside the vocabulary.
+        """
+        self._check(input_ids)
+        batch, length = input_ids.shape
+        carried_B = states.document_B if states else None
+        aligned, document_B = align(attention_mask, document_ids, carried_B, batch, length)
+        segments, ids_BT = aligned.segments, aligned.apply(input_ids)
+        start_B = states.position_B if states else ids_BT.new_zeros(batch)
+        place_BT, position_B = document_places(segments, start_B, length)
+
+        x_BTD = self.dropout(self.embedding(ids_BT))
+        numbers_BT = place_BT if self.config.routing_strategy == "random" else ids_BT
+        records: list[BlockRecord] = []
+        for index, block in enumerate(self.blocks):
+            previous = states.blocks[index] if states else None
+            x_BTD, record = self._run(block, x_BTD, previous, segments, numbers_BT)
+            records.append(record)
+        hidden_BTD = self.final_norm(x_BTD)
+        logits = self._logits(hidden_BTD)
+
+        losses = None
+        if labels is not None:
+            targets = aligned.apply(labels).masked_fill(place_BT == 0, IGNORED)
+            nats, scored = self._language(logits, targets, segments, states)
+            domains = None if domain_ids is None else aligned.apply(domain_ids.view(batch, -1).expand(batch, length))
+            losses = self._losses(nats, scored, records, domains, segments)
+        return CMRNOutput(
+            logits=aligned.undo(logits),
+            loss=losses.total if losses else None,
+            losses=losses,
+            routing_weights=aligned.undo(torch.stack([record.routing.weights_BTE for record in records]).mean(0)),
+            routing=tuple(map_tensors(record.routing, aligned.undo) for record in records),
+            event_chain=map_tensors(records[-1].events, aligned.undo),
+            states=CMRNState(
+                tuple(record.state for record in records),
+                self._last(hidden_BTD, segments, states),
+                ids_BT.new_zeros(batch) if document_B is None else document_B,
+                position_B,
+            ),
+        )
+
+    def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, BlockRecord]:
+        if self.training and self.config.gradient_checkpointing and torch.is_grad_enabled():
+            recomputed: tuple[Tensor, BlockRecord] = checkpoint(block, *inputs, use_reentrant=False)
+            return recomputed
+        result: tuple[Tensor, BlockRecord] = block(*inputs)
+        return result
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+
+    def _language(
+        self, logits_BTV: Tensor, labels_BT: Tensor, segments: Segments, states: CMRNState | None
+    ) -> tuple[Tensor, Tensor]:
+        """(nats over all scored tokens, how many): each token is scored by the logits at the token before it."""
+        if segments.real_BT is not None:
+            labels_BT = labels_BT.masked_fill(~segments.real_BT, IGNORED)
+        next_BT = nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
+        nats = token_nats(logits_BTV.flatten(0, 1), next_BT.flatten())
+        scored = (next_BT != IGNORED).sum()
+        if states is not None:
+            nats = nats + token_nats(self._logits(states.last_hidden_BD), labels_BT[:, 0])
+            scored = scored + (labels_BT[:, 0] != IGNORED).sum()
+        return nats, scored
+
+    def _losses(
+        self,
+        nats: Tensor,
+        scored: Tensor,
+        records: Sequence[BlockRecord],
+        domains_BT: Tensor | None,
+        segments: Segments,
+    ) -> Losses:
+        config = self.config
+        language = nats / scored.clamp(min=1)
+        logits = [record.routing.logits_BTE for record in records if record.routing.logits_BTE is not None]
+        domain = router_z = nats.new_zeros(())
+        if logits:
+            real_BT = logits[0].new_ones(logits[0].shape[:2]) if segments.real_BT is None else segments.real_BT
+            router_z = torch.stack([z_loss(each, real_BT) for each in logits]).mean()
+            if domains_BT is not None and config.domains:
+                domains_BT = domains_BT.masked_fill(~real_BT.bool(), -1)
+                domain = torch.stack([domain_loss(each, domains_BT, self.owners_GE) for each in logits]).mean()
+        latent = torch.stack([record.latent for record in records]).mean()
+        total = language + config.domain_loss_weight * domain + config.z_loss_weight * router_z
+        return Losses(total + config.latent_loss_weight * latent, language, domain, router_z, latent, scored)
+
+    def _last(self, hidden_BTD: Tensor, segments: Segments, states: CMRNState | None) -> Tensor:
+        if segments.real_BT is None:
+            return hidden_BTD[:, -1]
+        count_B = segments.real_BT.sum(1)
+        last_BD = hidden_BTD[torch.arange(len(count_B), device=count_B.device), (count_B - 1).clamp(min=0)]
+        before_BD = torch.zeros_like(last_BD) if states is None else states.last_hidden_BD.to(last_BD.dtype)
+        return torch.where(count_B[:, None] > 0, last_BD, before_BD)
+
+    def _check(self, input_ids: Tensor) -> None:
+        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+            raise UsageError(f"input_ids has the shape {tuple(input_ids.shape)}; it must be (batch, tokens), not empty")
+        if input_ids.device.type == "cpu" and input_ids.numel():
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise UsageError(
+                    f"token id {low if low < 0 else high} is outside the vocabulary of {self.config.vocab_size} tokens",
+                    hint="use the tokenizer that the model was trained with: model.tokenizer",
+                )
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stream: Callable[[str], None] | None = None,
+    ) -> Tensor:
+        """input_ids (B,T) followed by what the model writes, (B, T + new); rows that ended early are padded.
+
+        A row ends at the end-of-text token, at one of the `stop` strings, after max_new_tokens, or when prompt and
+        answer have max_length tokens together (128 new ones where neither is given). temperature 0 takes the likeliest
+        token. The same seed gives the same text. stream receives the text of a single row as it becomes certain.
+
+        Raises:
+            UsageError: a limit or a sampling setting is out of range, or stream is asked for several rows.
+            CMRNError: stop or stream is given and the model has no tokenizer.
+        """
+        count = _new_tokens(input_ids.shape[1], max_length, max_new_tokens)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        watches = self._watches(input_ids.shape[0], stops, stream)
+        generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
+        ended, padding = CMRNTokenizer.eos_token_id, CMRNTokenizer.pad_token_id
+        pieces, done_B = [input_ids], torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        was_training = self.training
+        self.eval()
+        try:
+            sampling = SamplingConfig(temperature, top_k, top_p)
+            for ids_B in continue_ids(self, input_ids, count, sampling, generator):
+                pieces.append(ids_B.masked_fill(done_B, padding)[:, None])
+                done_B = done_B | (ids_B == ended)
+                for row, watch in enumerate(watches):
+                    if not done_B[row]:
+                        watch.push(int(ids_B[row]))
+                        done_B[row] = watch.stopped
+                if bool(done_B.all()):
+                    break
+        finally:
+            self.train(was_training)
+        for watch in watches:
+            watch.finish()
+        return torch.cat(pieces, 1)
+
+    def _watches(self, rows: int, stop: Sequence[str], stream: Callable[[str], None] | None) -> list[StopWatch]:
+        if not stop and stream is None:
+            return []
+        if self.tokenizer is None:
+            raise CMRNError(
+                "stop and stream need text, and this model has no tokenizer",
+                hint="CMRN.from_pretrained attaches one; or pass CMRN(config, tokenizer)",
+            )
+        if stream is not None and rows != 1:
+            raise UsageError(f"stream follows one row, and input_ids has {rows}")
+        return [StopWatch(self.tokenizer, stop, stream) for _ in range(rows)]
+
+    def set_routing_temperature(self, temperature: float) -> None:
+        """Set every learned router's temperature; it is kept in checkpoints."""
+        for name, buffer in self.named_buffers():
+            if name.endswith("routing_network.temperature"):
+                buffer.fill_(temperature)
+
+    def update_balance(self, loads: Sequence[Tensor]) -> None:
+        """Move every learned router's balance bias by one step, given each block's `expert_load` (E,)."""
+        for block, load_E in zip(self.blocks, loads, strict=True):
+            network = block.router.routing_network  # type: ignore[union-attr]
+            if network is not None:
+                balance_step(network.bias_E, load_E, self.config.balance_rate)  # type: ignore[union-attr, arg-type]
+
+    def expert_loads(self, routing: Sequence[Routing], real_BT: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(E,) share of the choices each expert received, one a block."""
+        return tuple(expert_load(each, real_BT) for each in routing)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str]) -> Self:
+        """The model in a checkpoint folder, or on the Hugging Face hub (`owner/name`), with its tokenizer attached.
+
+        Raises:
+            CheckpointError: there is none, a file is corrupt, or a tensor is missing, unexpected or misshapen.
+        """
+        from cmrn.pretrained import load_tensors, read_model
+
+        files = read_model(name)
+        tokenizer = None if files.tokenizer_json is None else CMRNTokenizer.from_json(files.tokenizer_json)
+        model = cls(files.config, tokenizer)
+        load_tensors(model, files)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model to `folder`, whole or not at all: config, tokenizer, weights, one file an expert, manifest.
+
+        Raises:
+            ResourceError: the disk is full; what stood in `folder` before is untouched.
+        """
+        from cmrn.pretrained import write_model
+
+        write_model(
+            folder, self.config, self.state_dict(), None if self.tokenizer is None else self.tokenizer.to_json()
+        )
+
+
+def _new_tokens(prompt: int, max_length: int | None, max_new_tokens: int | None) -> int:
+    if max_new_tokens is not None and max_new_tokens < 0:
+        raise UsageError(f"max_new_tokens is {max_new_tokens}, below 0")
+    limits = [] if max_new_tokens is None else [max_new_tokens]
+    if max_length is not None:
+        if max_length < prompt:
+            raise UsageError(
+                f"max_length is {max_length} but the prompt has {prompt} tokens already", hint="use max_new_tokens"
+            )
+        limits.append(max_length - prompt)
+    return min(limits, default=128)

@@ -1,0 +1,225 @@
+"""The records that stages hand to one another, and the letters their fields are named with.
+
+B batch, T tokens, D d_model, E experts, K routing_k, H heads, V vocabulary, W working-memory entries,
+N = B·T tokens in a row, C channels. In a temporal state, K and V are the key and value widths of a head.
+
+Every record is frozen. Losses are fields here, never attributes of a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "BlockRecord",
+    "BlockState",
+    "CMRNOutput",
+    "CMRNState",
+    "Event",
+    "EventChain",
+    "EventState",
+    "Losses",
+    "MemoryStats",
+    "Routing",
+    "Segments",
+    "TemporalState",
+    "WorkingMemory",
+    "map_tensors",
+]
+
+Record = TypeVar("Record")
+
+
+def map_tensors(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
+    """The same record with `change` applied to every tensor in it, through nested records and tuples."""
+    if isinstance(record, Tensor):
+        return cast(Record, change(record))
+    if isinstance(record, tuple):
+        return type(record)(map_tensors(item, change) for item in record)
+    if is_dataclass(record) and not isinstance(record, type):
+        return type(record)(**{f.name: map_tensors(getattr(record, f.name), change) for f in fields(record)})
+    return record
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which positions hold real tokens, and where documents begin. None stands for "all" and "nowhere".
+
+    Padding, where there is any, lies at the right end of every row.
+    """
+
+    real_BT: Tensor | None = None
+    start_BT: Tensor | None = None
+
+    def lengths_B(self, x_BTD: Tensor) -> Tensor:
+        """Real tokens in each row, int64."""
+        if self.real_BT is None:
+            return torch.full((x_BTD.shape[0],), x_BTD.shape[1], device=x_BTD.device)
+        return self.real_BT.sum(1)
+
+
+@dataclass(frozen=True)
+class TemporalState:
+    """What one temporal layer carries to the next chunk, and how surprised it was by this one.
+
+    memory_BHKV: the delta rule's state, at least float32; carries gradient.
+    tail_BTC: the last inputs of the causal convolution, oldest first.
+    surprise_BT: β‖v − α Sᵀk‖, mean over heads, of the chunk just read; a by-product without gradient, not carried on.
+    """
+
+    memory_BHKV: Tensor
+    tail_BTC: Tensor
+    surprise_BT: Tensor
+
+
+@dataclass(frozen=True)
+class EventState:
+    """Running statistics of surprise within each row's document, float64 or int64, without gradient."""
+
+    count_B: Tensor
+    sum_B: Tensor
+    square_sum_B: Tensor
+    above_B: Tensor
+    since_cut_B: Tensor
+
+
+@dataclass(frozen=True)
+class EventChain:
+    """Where events begin in the chunk just read.
+
+    surprise_BT: the surprise the cuts were made on, float.
+    begins_BT: bool, True at the first token of an event.
+    """
+
+    surprise_BT: Tensor
+    begins_BT: Tensor
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event: tokens `start` up to but not including `end`, and the surprise that opened it."""
+
+    start: int
+    end: int
+    surprise: float
+
+
+@dataclass(frozen=True)
+class WorkingMemory:
+    """The last W entries a memory block can read, newest last; invalid ones (before the document) at the front."""
+
+    keys_BHWC: Tensor
+    values_BHWC: Tensor
+    valid_BW: Tensor
+    tail_BTC: Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """One block's choice of experts.
+
+    weights_BTE: share of each expert, zero where not chosen, each row summing to 1; float32 or wider.
+    indices_BTK: the chosen experts, largest weight first.
+    gates_BTK: what the chosen experts' outputs are multiplied by; carries gradient.
+    logits_BTE: the learned router's logits without noise or bias; None for hash and random routing.
+    """
+
+    weights_BTE: Tensor
+    indices_BTK: Tensor
+    gates_BTK: Tensor
+    logits_BTE: Tensor | None
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """What one block carries to the next chunk."""
+
+    temporal: tuple[TemporalState | EventState, ...]
+    memory: WorkingMemory | None
+    router_tail_BTC: Tensor | None
+    ngram_tail_BTC: Tensor | None
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What one block did with a chunk, its latent divergence (a scalar that carries gradient), and what it carries."""
+
+    routing: Routing
+    events: EventChain
+    latent: Tensor
+    state: BlockState
+
+
+@dataclass(frozen=True)
+class CMRNState:
+    """All that a model carries from one chunk of a text to the next.
+
+    last_hidden_BD: output before the head at the last real token, so that the next chunk's first token is scored.
+    document_B: id of the document each row is in; position_B: real tokens of it read so far.
+    """
+
+    blocks: tuple[BlockState, ...]
+    last_hidden_BD: Tensor
+    document_B: Tensor
+    position_B: Tensor
+
+    def detach(self) -> CMRNState:
+        """The same values, cut from the graph: what truncated backpropagation carries on."""
+        return map_tensors(self, Tensor.detach)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The parts of a loss, scalars that carry gradient; `total` is their weighted sum.
+
+    language: nats per scored token. domain: nats per labelled token. router_z: squared log-partition.
+    latent: nats per latent feature. scored_tokens: how many tokens `language` is the mean of.
+    """
+
+    total: Tensor
+    language: Tensor
+    domain: Tensor
+    router_z: Tensor
+    latent: Tensor
+    scored_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Size of the working memory: entries held over all rows and blocks, most it can hold, bytes."""
+
+    working_entries: int
+    working_capacity: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CMRNOutput:
+    """What a forward pass returns.
+
+    logits (B,T,V); loss and losses where labels were given; routing_weights (B,T,E), the mean over blocks, each row
+    summing to 1; routing, one record a block; event_chain of the last block; states for the next chunk.
+    """
+
+    logits: Tensor
+    loss: Tensor | None
+    losses: Losses | None
+    routing_weights: Tensor
+    routing: tuple[Routing, ...]
+    event_chain: EventChain
+    states: CMRNState
+
+    @property
+    def memory_stats(self) -> MemoryStats:
+        """How full the working memory is; counted when asked for."""
+        memories = [block.memory for block in self.states.blocks if block.memory is not None]
+        return MemoryStats(
+            working_entries=sum(int(memory.valid_BW.sum()) for memory in memories),
+            working_capacity=sum(memory.valid_BW.numel() for memory in memories),
+            bytes=sum(2 * memory.keys_BHWC.nbytes for memory in memories),
+        )

@@ -1,0 +1,76 @@
+"""Which experts read which token: a parser of local meaning, a network from meaning to logits, a choice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmrn.config import CMRNConfig
+from cmrn.layers import CausalConv, Linear, Norm
+from cmrn.records import Routing, Segments
+from cmrn.routing.gating import choose_experts, fixed_choice, hash_experts
+
+__all__ = ["DynamicRouter", "RoutingNetwork", "SemanticParser"]
+
+
+class SemanticParser(nn.Module):
+    """Semantic tags of each token: SiLU(P · conv(norm(x))), over the token and the three before it."""
+
+    def __init__(self, config: CMRNConfig) -> None:
+        super().__init__()
+        self.norm = Norm(config.d_model, config.layer_norm_eps)
+        self.conv = CausalConv(config.d_model)
+        self.projection = Linear(config.d_model, config.router_dim)
+
+    def forward(self, x_BTD: Tensor, tail_BTC: Tensor | None, segments: Segments) -> tuple[Tensor, Tensor]:
+        """(tags (B,T,router_dim), tail to carry)."""
+        mixed, tail = self.conv(self.norm(x_BTD), tail_BTC, segments)
+        return F.silu(self.projection(mixed)), tail
+
+
+class RoutingNetwork(nn.Module):
+    """Tags to logits, in at least float32 whatever the precision of the rest.
+
+    Buffers: `bias_E`, added for the choice only and moved by the balance; `temperature`, set by the trainer's schedule
+    and kept in the checkpoint.
+    """
+
+    bias_E: Tensor
+    temperature: Tensor
+
+    def __init__(self, config: CMRNConfig) -> None:
+        super().__init__()
+        self.weight_ER = nn.Parameter(torch.empty(config.num_experts, config.router_dim))
+        nn.init.normal_(self.weight_ER, std=config.router_dim**-0.5)
+        self.register_buffer("bias_E", torch.zeros(config.num_experts))
+        self.register_buffer("temperature", torch.tensor(config.routing_temperature))
+
+    def forward(self, tags: Tensor) -> Tensor:
+        """logits_BTE, float32, or float64 for a float64 model."""
+        wide = torch.promote_types(self.weight_ER.dtype, torch.float32)
+        with torch.autocast(tags.device.type, enabled=False):
+            return F.linear(tags.to(wide), self.weight_ER.to(wide))
+
+
+class DynamicRouter(nn.Module):
+    """Parses the stream and chooses routing_k experts for every token, by `routing_strategy`."""
+
+    def __init__(self, config: CMRNConfig, block: int) -> None:
+        super().__init__()
+        self.strategy, self.k, self.num_experts = config.routing_strategy, config.routing_k, config.num_experts
+        self.block = block
+        self.semantic_parser = SemanticParser(config) if self.strategy == "learned" else None
+        self.routing_network = RoutingNetwork(config) if self.strategy == "learned" else None
+
+    def forward(
+        self, x_BTD: Tensor, tail_BTC: Tensor | None, segments: Segments, numbers_BT: Tensor
+    ) -> tuple[Routing, Tensor | None]:
+        """(routing, tail to carry). numbers_BT is what a fixed strategy hashes: token ids, or places in a document."""
+        if self.semantic_parser is None or self.routing_network is None:
+            chosen_BTK = hash_experts(numbers_BT, self.num_experts, self.k, self.block)
+            return fixed_choice(chosen_BTK, self.num_experts, torch.promote_types(x_BTD.dtype, torch.float32)), None
+        tags, tail = self.semantic_parser(x_BTD, tail_BTC, segments)
+        network = self.routing_network
+        routing = choose_experts(network(tags), network.bias_E, network.temperature, self.k, noisy=self.training)
+        return routing, tail

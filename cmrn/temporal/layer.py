@@ -1,0 +1,87 @@
+"""One temporal layer: gated delta rule with a short convolution, an output norm and a gate, at one timescale."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmrn.config import CMRNConfig
+from cmrn.layers import CausalConv, Linear, Norm, unit
+from cmrn.records import Segments, TemporalState
+from cmrn.temporal.chunked import gated_delta_rule
+
+__all__ = ["TemporalLayer"]
+
+
+class TemporalLayer(nn.Module):
+    """x + mix(norm(x)): reads the past through a state of head_dim x head_dim a head, whatever the length.
+
+    log α = −A · softplus(W_a x + b) / timescale, so that a timescale of 2**i tokens stretches what is kept; A and b as
+    Gated DeltaNet draws them. q and k are L2-normalised after convolution and SiLU; β = sigmoid(W_b x).
+    Source: Yang et al. 2024, "Gated Delta Networks", section 3.2. Differs: the timescale, and the carried tail.
+    """
+
+    def __init__(self, config: CMRNConfig, timescale: int = 1) -> None:
+        super().__init__()
+        self.heads, self.width, self.timescale = config.num_heads, config.head_dim, timescale
+        inner = self.heads * self.width
+        self.norm = Norm(config.d_model, config.layer_norm_eps)
+        self.query = Linear(config.d_model, inner)
+        self.key = Linear(config.d_model, inner)
+        self.value = Linear(config.d_model, inner)
+        self.gate = Linear(config.d_model, inner)
+        self.decay = Linear(config.d_model, self.heads)
+        self.beta = Linear(config.d_model, self.heads)
+        self.conv = CausalConv(3 * inner)
+        self.log_rate = nn.Parameter(torch.empty(self.heads))
+        self.decay_bias = nn.Parameter(torch.empty(self.heads))
+        self.output_norm = Norm(self.width, config.layer_norm_eps)
+        self.output = Linear(inner, config.d_model, scale=0.5)
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw A uniformly from (1, 16) and the bias so that softplus(b) is log-uniform in (0.001, 0.1)."""
+        with torch.no_grad():
+            self.log_rate.uniform_(1.0, 16.0).log_()
+            step = torch.empty(self.heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+            self.decay_bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+    def initial_state(self, x_BTD: Tensor) -> TemporalState:
+        """The state before a document: zeros, float64 for a float64 model and float32 otherwise."""
+        batch, wide = x_BTD.shape[0], torch.promote_types(x_BTD.dtype, torch.float32)
+        memory = x_BTD.new_zeros(batch, self.heads, self.width, self.width, dtype=wide)
+        tail = x_BTD.new_zeros(batch, self.conv.width - 1, 3 * self.heads * self.width)
+        return TemporalState(memory, tail, memory.new_zeros(batch, 0))
+
+    def forward(
+        self, x_BTD: Tensor, previous: TemporalState | None = None, segments: Segments | None = None
+    ) -> tuple[Tensor, TemporalState]:
+        """(x_BTD, state): the stream with this layer's reading added, and what to carry to the next call."""
+        segments = segments or Segments()
+        previous = previous or self.initial_state(x_BTD)
+        u_BTD = self.norm(x_BTD)
+        qkv = torch.cat([self.query(u_BTD), self.key(u_BTD), self.value(u_BTD)], -1)
+        mixed, tail = self.conv(qkv, previous.tail_BTC, segments)
+        qk, v = F.silu(mixed).unflatten(-1, (-1, self.width)).split([2 * self.heads, self.heads], 2)
+        q, k = unit(qk).chunk(2, 2)
+        g_BTH, beta_BTH = self._rates(u_BTD, segments, previous.memory_BHKV.dtype)
+        o_BTHV, memory, surprise = gated_delta_rule(q, k, v, g_BTH, beta_BTH, previous.memory_BHKV)
+        gated = self.output_norm(o_BTHV) * F.silu(self.gate(u_BTD)).view_as(o_BTHV)
+        x_BTD = x_BTD + self.dropout(self.output(gated.flatten(-2)))
+        return x_BTD, TemporalState(memory, tail, surprise.detach().mean(-1))
+
+    def _rates(self, u_BTD: Tensor, segments: Segments, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+        """g = log α and β in the state's type: -inf where a document begins, and 0 for both at padding."""
+        rate = self.log_rate.to(wide).exp() / self.timescale
+        g_BTH = -rate * F.softplus(self.decay(u_BTD).to(wide) + self.decay_bias.to(wide))
+        beta_BTH = self.beta(u_BTD).to(wide).sigmoid()
+        if segments.real_BT is not None:
+            padding = ~segments.real_BT[..., None]
+            g_BTH, beta_BTH = g_BTH.masked_fill(padding, 0.0), beta_BTH.masked_fill(padding, 0.0)
+        if segments.start_BT is not None:
+            g_BTH = g_BTH.masked_fill(segments.start_BT[..., None], -torch.inf)
+        return g_BTH, beta_BTH

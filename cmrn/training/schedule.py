@@ -1,0 +1,47 @@
+"""What changes from step to step: the learning rate and the router's temperature."""
+
+from __future__ import annotations
+
+import math
+
+from cmrn.config import TrainingConfig
+
+__all__ = ["learning_rate_share", "routing_temperature"]
+
+
+def learning_rate_share(step: int, config: TrainingConfig) -> float:
+    """The learning rate of step `step` (from 0) as a share of its peak, in [0, 1].
+
+    Rises in a line over `warmup_steps`, whose last one has the peak; then half a cosine down to
+    `final_learning_rate`, which the last step has.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = _progress(step - config.warmup_steps, config.max_steps - config.warmup_steps)
+    return config.final_learning_rate + (1 - config.final_learning_rate) * _cosine(progress)
+
+
+def routing_temperature(step: int, config: TrainingConfig, final: float) -> float:
+    """The router's temperature at step `step` (from 0): from `routing_temperature_initial` to `final`, the model's.
+
+    The schedule `constant` has `final` throughout.
+    """
+    progress = _progress(step, config.max_steps)
+    match config.routing_temperature_schedule:
+        case "constant":
+            return final
+        case "linear":
+            remaining = 1 - progress
+        case "cosine":
+            remaining = _cosine(progress)
+    return final + (config.routing_temperature_initial - final) * remaining
+
+
+def _progress(step: int, steps: int) -> float:
+    """How far `step` (from 0) of `steps` is, in [0, 1]; 1 at the last step."""
+    return min(1.0, step / (steps - 1)) if steps > 1 else 1.0
+
+
+def _cosine(progress: float) -> float:
+    """Half a cosine: 1 at 0, 0 at 1."""
+    return (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,1 @@
+"""Recipes that come with the package; installed as `cmrn_recipes` and read through `importlib.resources`."""
