@@ -45,11 +45,10 @@ def align(
         real_BT = attention_mask_BT.bool()
         order_BT = real_BT.int().argsort(dim=1, descending=True, stable=True)
         real_BT = real_BT.gather(1, order_BT)
-    if document_BT is None and (carried_B is None or not bool(carried_B.any())):
-        return Alignment(order_BT, Segments(real_BT, None)), carried_B
-    device = attention_mask_BT.device if attention_mask_BT is not None else None
     if document_BT is None:
-        document_BT = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        if carried_B is None or not bool(carried_B.any()):
+            return Alignment(order_BT, Segments(real_BT, None)), carried_B
+        document_BT = carried_B.new_zeros(batch, length)
     if order_BT is not None:
         document_BT = document_BT.gather(1, order_BT)
     before_B1 = document_BT[:, :1] if carried_B is None else carried_B[:, None]

@@ -214,6 +214,8 @@ class DataConfig(StrictModel):
     """Share of the documents of each domain held out, whole, for evaluation."""
     deduplicate: bool = True
     """Whether near-duplicate documents are removed before the split."""
+    phrase_share: Fraction = 0.0
+    """Share of training rows made of phrases of 1 to 16 words, each read afresh: they teach the router short texts."""
 
 
 class TrainingConfig(StrictModel):

@@ -1,4 +1,4 @@
-"""Layers that every part is built from: a linear map without bias, norms, a causal convolution that carries its tail."""
+"""Layers that every part is built from: linear map without bias, norms, a causal convolution that carries its tail."""
 
 from __future__ import annotations
 

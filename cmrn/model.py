@@ -64,7 +64,7 @@ class CMRN(nn.Module):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
+        nn.init.normal_(self.embedding.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_blocks))
         self.final_norm = Norm(config.d_model, config.layer_norm_eps)
@@ -90,10 +90,15 @@ class CMRN(nn.Module):
         gradient.
 
         Raises:
-            UsageError: input_ids is not (B,T), holds no token, or an id lies outside the vocabulary.
+            UsageError: input_ids is not (B,T) or holds no token, another argument does not fit it, or an id lies
+                outside the vocabulary or the domains.
         """
         self._check(input_ids)
         batch, length = input_ids.shape
+        _check_shapes(batch, length, labels=labels, attention_mask=attention_mask, document_ids=document_ids)
+        self._check_targets(batch, length, labels, domain_ids)
+        if states is not None and len(states.position_B) != batch:
+            raise UsageError(f"states are of {len(states.position_B)} rows but input_ids has {batch}")
         carried_B = states.document_B if states else None
         aligned, document_B = align(attention_mask, document_ids, carried_B, batch, length)
         segments, ids_BT = aligned.segments, aligned.apply(input_ids)
@@ -114,7 +119,7 @@ class CMRN(nn.Module):
         if labels is not None:
             targets = aligned.apply(labels).masked_fill(place_BT == 0, IGNORED)
             nats, scored = self._language(logits, targets, segments, states)
-            domains = None if domain_ids is None else aligned.apply(domain_ids.view(batch, -1).expand(batch, length))
+            domains = None if domain_ids is None else aligned.apply(domain_ids.reshape(batch, -1).expand(batch, length))
             losses = self._losses(nats, scored, records, domains, segments)
         return CMRNOutput(
             logits=aligned.undo(logits),
@@ -188,15 +193,18 @@ class CMRN(nn.Module):
     def _check(self, input_ids: Tensor) -> None:
         if input_ids.dim() != 2 or input_ids.shape[1] == 0:
             raise UsageError(f"input_ids has the shape {tuple(input_ids.shape)}; it must be (batch, tokens), not empty")
-        if input_ids.device.type == "cpu" and input_ids.numel():
-            low, high = int(input_ids.min()), int(input_ids.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise UsageError(
-                    f"token id {low if low < 0 else high} is outside the vocabulary of {self.config.vocab_size} tokens",
-                    hint="use the tokenizer that the model was trained with: model.tokenizer",
-                )
+        _check_range("token id", input_ids, self.config.vocab_size, "vocabulary of {} tokens")
 
-    @torch.inference_mode()
+    def _check_targets(self, batch: int, length: int, labels: Tensor | None, domain_ids: Tensor | None) -> None:
+        if labels is not None:
+            _check_range("label", labels[labels != IGNORED], self.config.vocab_size, "vocabulary of {} tokens")
+        if domain_ids is not None:
+            if tuple(domain_ids.shape) != (batch,):
+                _check_shapes(batch, length, domain_ids=domain_ids)
+            if self.config.domains:
+                _check_range("domain id", domain_ids.clamp(min=0), len(self.config.domains), "{} domains")
+
+    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
@@ -216,9 +224,10 @@ class CMRN(nn.Module):
         token. The same seed gives the same text. stream receives the text of a single row as it becomes certain.
 
         Raises:
-            UsageError: a limit or a sampling setting is out of range, or stream is asked for several rows.
+            UsageError: input_ids, a limit or a sampling setting is out of range, or stream is asked for several rows.
             CMRNError: stop or stream is given and the model has no tokenizer.
         """
+        self._check(input_ids)
         count = _new_tokens(input_ids.shape[1], max_length, max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         watches = self._watches(input_ids.shape[0], stops, stream)
@@ -298,6 +307,24 @@ class CMRN(nn.Module):
 
         write_model(
             folder, self.config, self.state_dict(), None if self.tokenizer is None else self.tokenizer.to_json()
+        )
+
+
+def _check_shapes(batch: int, length: int, **arguments: Tensor | None) -> None:
+    for name, tensor in arguments.items():
+        if tensor is not None and tuple(tensor.shape) != (batch, length):
+            raise UsageError(f"{name} has the shape {tuple(tensor.shape)}; input_ids has {(batch, length)}")
+
+
+def _check_range(name: str, values: Tensor, count: int, whole: str) -> None:
+    """Refuse what lies outside [0, count); where looking would hold up a device, the device's own check must do."""
+    if values.device.type != "cpu" or not values.numel():
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= count:
+        raise UsageError(
+            f"{name} {low if low < 0 else high} is outside the {whole.format(count)}",
+            hint="ids are those of model.tokenizer; domain ids index into model.config.domains",
         )
 
 

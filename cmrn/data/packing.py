@@ -2,7 +2,8 @@
 
 Each source is an endless stream: epoch after epoch of its documents, every epoch in an order of its own, each document
 followed by the end-of-text token, which belongs to it. Row r of a source is tokens r·T … (r + 1)·T - 1 of that stream,
-so that row boundaries move from epoch to epoch and every token occurs once in each.
+so that row boundaries move from epoch to epoch and every token occurs once in each. A source's phrases, where they are
+asked for, are a source of their own beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from cmrn.data.documents import Document
 from cmrn.data.encoding import TextEncoder, Tokens, encode_documents
 from cmrn.data.evaluation import EvaluationBatch, EvaluationSet
+from cmrn.data.phrases import cut_phrases
 from cmrn.errors import CheckpointError, DataError, UsageError
 
 __all__ = ["Batch", "Cursor", "EvaluationBatch", "EvaluationSet", "PackedDataset"]
@@ -65,7 +67,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Source:
-    """One source's tokens: document d is tokens[bounds[d]:bounds[d + 1]], its end-of-text token included."""
+    """One source's tokens: document d is tokens[bounds[d]:bounds[d + 1]], its end-of-text token, if any, included."""
 
     tokens: Tokens
     bounds: Integers
@@ -103,12 +105,15 @@ class PackedDataset:
         sequence_length: int,
         weights: Sequence[float] | None = None,
         seed: int = 1,
+        phrase_share: float = 0.0,
     ) -> PackedDataset:
         """Encode and pack documents.
 
         `weights[i]`, relative, is the share of rows that come from documents whose `source_index` is i; by default
-        all sources weigh the same. `domains` are those that experts own. The fingerprint names tokens, domains,
-        weights, seed and length: two data sets with the same one give the same batches.
+        all sources weigh the same. `domains` are those that experts own. `phrase_share` of each source's rows hold
+        phrases (see `cut_phrases`) instead of whole documents, every phrase a document of its own without an
+        end-of-text token. The fingerprint names tokens, domains, weights, seed and length: two data sets with the same
+        one give the same batches.
 
         Raises:
             DataError: there is no token to train on.
@@ -121,14 +126,19 @@ class PackedDataset:
         sources: list[_Source] = []
         kept: list[float] = []
         digest = hashlib.sha256(tokenizer.fingerprint.encode())
-        digest.update(json.dumps([list(domains), sequence_length, list(weights), seed]).encode())
+        digest.update(json.dumps([list(domains), sequence_length, list(weights), seed, phrase_share]).encode())
         for index, weight in enumerate(weights):
             own = [document for document in documents if document.source_index == index and document.text]
             if not own:
                 continue
-            sources.append(_pack(own, tokenizer, index_of))
-            kept.append(weight)
-            for part in (np.array([index]), sources[-1].tokens, sources[-1].bounds, sources[-1].domains):
+            sources.append(_pack(own, tokenizer, index_of, [tokenizer.eos_token_id]))
+            kept.append(weight * (1 - phrase_share))
+            phrases = cut_phrases(own, seed, index) if phrase_share else []
+            if phrases:
+                sources.append(_pack(phrases, tokenizer, index_of, []))
+                kept.append(weight * phrase_share)
+        for source in sources:
+            for part in (source.tokens, source.bounds, source.domains):
                 digest.update(part.tobytes())
         if not sources:
             raise DataError("there is no text to train on")
@@ -196,10 +206,13 @@ class PackedDataset:
         return self._orders[key]
 
 
-def _pack(documents: Sequence[Document], tokenizer: TextEncoder, index_of: dict[str, int]) -> _Source:
+def _pack(
+    documents: Sequence[Document], tokenizer: TextEncoder, index_of: dict[str, int], ending: Sequence[int]
+) -> _Source:
+    """The documents' tokens, each document's followed by `ending`."""
     encoded = encode_documents(documents, tokenizer)
-    end = np.array([tokenizer.eos_token_id], dtype=encoded[0].dtype)
-    bounds = np.cumsum([0, *(len(ids) + 1 for ids in encoded)]).astype(np.int64)
+    end = np.array(ending, dtype=encoded[0].dtype)
+    bounds = np.cumsum([0, *(len(ids) + len(end) for ids in encoded)]).astype(np.int64)
     tokens = np.concatenate([part for ids in encoded for part in (ids, end)])
     domains = np.array([index_of.get(document.domain or "", -1) for document in documents], dtype=np.int64)
     return _Source(tokens, bounds, domains)

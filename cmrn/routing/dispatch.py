@@ -19,13 +19,11 @@ class Dispatch:
 
     Each expert's rows are rounded up to a multiple of `ROWS`, so that matrix kernels, some of which are compiled for
     each new shape, meet few shapes; the M rows include that padding, which no result depends on. token_M: the token of
-    each row, any token at padding. place_NK: the row of each pair. counts_E: rows of each expert without padding, and
-    sizes_E with it, on the host.
+    each row, any token at padding. place_NK: the row of each pair. sizes_E: rows of each expert, on the host.
     """
 
     token_M: Tensor
     place_NK: Tensor
-    counts_E: tuple[int, ...]
     sizes_E: tuple[int, ...]
 
 
@@ -41,7 +39,7 @@ def dispatch(indices_NK: Tensor, num_experts: int) -> Dispatch:
     place[order] = row
     token_M = order.new_zeros(int(sizes_E.sum()))
     token_M[row] = order // indices_NK.shape[1]
-    return Dispatch(token_M, place.view_as(indices_NK), tuple(counts_E.tolist()), tuple(sizes_E.tolist()))
+    return Dispatch(token_M, place.view_as(indices_NK), tuple(sizes_E.tolist()))
 
 
 def gather_rows(x_ND: Tensor, plan: Dispatch) -> Tensor:

@@ -26,12 +26,12 @@ def choose_experts(logits_BTE: Tensor, bias_E: Tensor, temperature: Tensor, k: i
         uniform_BTE = torch.rand_like(ranked_BTE).clamp(min=torch.finfo(ranked_BTE.dtype).tiny)
         ranked_BTE = ranked_BTE - torch.log(-torch.log(uniform_BTE))
     chosen_BTK = ranked_BTE.topk(k, dim=-1).indices
-    probability_BTK = scaled_BTE.softmax(-1).gather(-1, chosen_BTK)
-    order_BTK = probability_BTK.argsort(dim=-1, descending=True, stable=True)
-    chosen_BTK, probability_BTK = chosen_BTK.gather(-1, order_BTK), probability_BTK.gather(-1, order_BTK)
-    shares_BTK = probability_BTK / probability_BTK.sum(-1, keepdim=True)
+    chosen_logits_BTK, order_BTK = scaled_BTE.gather(-1, chosen_BTK).sort(dim=-1, descending=True, stable=True)
+    chosen_BTK = chosen_BTK.gather(-1, order_BTK)
+    shares_BTK = chosen_logits_BTK.softmax(-1)
     weights_BTE = torch.zeros_like(logits_BTE).scatter(-1, chosen_BTK, shares_BTK)
-    return Routing(weights_BTE, chosen_BTK, probability_BTK if k == 1 else shares_BTK, logits_BTE)
+    gates_BTK = scaled_BTE.softmax(-1).gather(-1, chosen_BTK) if k == 1 else shares_BTK
+    return Routing(weights_BTE, chosen_BTK, gates_BTK, logits_BTE)
 
 
 def hash_experts(numbers_BT: Tensor, num_experts: int, k: int, salt: int) -> Tensor:

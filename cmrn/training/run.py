@@ -71,7 +71,9 @@ def train_recipe(
     tokenizer = _tokenizer(recipe, corpus, run if begun else None)
     config = _fit_vocabulary(recipe, tokenizer)
     length, batch = recipe.training.sequence_length, recipe.training.batch_size
-    train = PackedDataset.build(corpus.train, tokenizer, config.domains, length, corpus.weights, recipe.seed)
+    train = PackedDataset.build(
+        corpus.train, tokenizer, config.domains, length, corpus.weights, recipe.seed, recipe.data.phrase_share
+    )
     held_out = EvaluationSet.build(corpus.validation, tokenizer, config.domains, length, batch)
     seed_all(recipe.seed)
     model = CMRN(config, tokenizer)
