@@ -263,14 +263,20 @@ def _write_manifest(folder: Path) -> None:
             size, digest = _fingerprint(path)
             files[path.relative_to(folder).as_posix()] = {"size": size, "blake2b": digest}
     document = {"format_version": MANIFEST_FORMAT, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_spelled(document), encoding="utf-8")
+
+
+def _spelled(document: dict[str, Any]) -> str:
+    """The one way a manifest is written: any other spelling of the same facts is a changed file."""
+    return json.dumps(document, indent=1) + "\n"
 
 
 def _read_manifest(folder: Path, links_within: Path | None) -> Manifest:
     where = str(folder / MANIFEST)
     if not (folder / MANIFEST).is_file():
         raise CheckpointError(f"is incomplete: it has no {MANIFEST}", where=str(folder))
-    document = read_json(_contained(folder, MANIFEST, links_within))
+    path = _contained(folder, MANIFEST, links_within)
+    document = read_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("files"), dict):
         raise CheckpointError("is corrupt: it lists no files", where=where)
     if document.get("format_version") != MANIFEST_FORMAT:
@@ -282,6 +288,8 @@ def _read_manifest(folder: Path, links_within: Path | None) -> Manifest:
         if type(size) is not int or type(digest) is not str:
             raise CheckpointError(f"is corrupt: no size and hash for {name!r}", where=where)
         entries[name] = FileEntry(size, digest)
+    if path.read_bytes() != _spelled(document).encode():
+        raise CheckpointError("is corrupt: it is not spelled as it was written", where=where)
     return Manifest(entries)
 
 

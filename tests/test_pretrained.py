@@ -116,6 +116,14 @@ def test_a_tensor_in_the_wrong_file_is_refused(tmp_path: Path) -> None:
     assert str(caught.value.where).endswith("router.safetensors")
 
 
+def test_a_manifest_cut_by_one_byte_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "model")
+    manifest = tmp_path / "model" / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="not spelled as it was written"):
+        read_model(tmp_path / "model")
+
+
 @given(data=st.data())
 def test_a_changed_model_is_refused_and_the_file_named(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
