@@ -67,11 +67,11 @@ class CMRNConfig(StrictModel):
     )
     """Types that unnamed experts cycle through."""
     memory_size: Positive = 1_000_000
-    """Most records the long-term memory may hold."""
+    """Most records the long-term memory may hold; without effect until there is one."""
     memory_dim: Positive = 768
     """Width of memory keys and values, heads together."""
     memory_update_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    """How far a write moves a near-duplicate record of the long-term memory towards itself."""
+    """How far a write moves a near-duplicate record of long-term memory; without effect until there is one."""
     routing_strategy: RoutingStrategy = "learned"
     """How tokens choose experts: learned, hash (of the token id) or random (of the position)."""
     routing_k: Positive = 2
@@ -228,7 +228,7 @@ class TrainingConfig(StrictModel):
     max_steps: Positive = 100_000
     """Steps."""
     memory_update_frequency: Positive = 100
-    """Steps between refreshes of the long-term memory's index."""
+    """Steps between refreshes of the long-term memory's index; without effect until there is one."""
     routing_temperature_schedule: TemperatureSchedule = "cosine"
     """How the router's temperature goes from routing_temperature_initial to the model's routing_temperature."""
 
