@@ -171,6 +171,10 @@ def test_a_long_prompt_is_read_in_pieces() -> None:
 def test_what_was_generated_can_be_trained_on(model: CMRN) -> None:
     out = model.generate(random_ids(1, 4), max_new_tokens=5, seed=1)
     model(out, out).loss.backward()
+    gradient = model.embedding.weight.grad
+    assert gradient is not None
+    assert bool(gradient.isfinite().all())
+    assert bool(gradient.any())
     model.zero_grad()
 
 
