@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cmrn.config import CMRNConfig
 from cmrn.layers import CausalConv, Linear, Norm, unit
 from cmrn.records import Segments, TemporalState
-from cmrn.temporal.chunked import gated_delta_rule
+from cmrn.temporal.rule import gated_delta_rule
 
 __all__ = ["TemporalLayer"]
 

@@ -17,11 +17,13 @@ LAYERS = (
     ("errors",),
     ("config", "strict_yaml"),
     ("recipe_check", "records"),
-    ("alignment", "files", "layers", "loss", "recipe", "sampling"),
+    ("alignment", "convolution_triton", "files", "loss", "recipe", "sampling"),
+    ("layers",),
     ("data", "memory", "routing", "temporal", "tokenizer"),
     ("experts", "generation", "pretrained"),
     ("model",),
     ("inference", "training"),
+    ("bench",),
 )
 RANK = {unit: rank for rank, line in enumerate(LAYERS) for unit in line}
 HEAVY = ("torch", "faiss", "transformers", "sentence_transformers", "datasets", "numpy", "sympy", "tokenizers")

@@ -1,0 +1,1 @@
+"""Benchmarks: one file for each `cmrn bench …`, with peers beside us in the same run."""
