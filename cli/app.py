@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cmrn_cli import doctor, evaluate, generate, recipe, trace, train
+from cmrn_cli import bench, doctor, evaluate, generate, reason, recipe, trace, train
 from cmrn_cli.console import Settings, write_line
 from cmrn_cli.options import add_command, examples, takes_globals
 
@@ -40,9 +40,11 @@ def build_app() -> typer.Typer:
     app.callback(epilog=examples(*EXAMPLES))(takes_globals(_root))
     add_command(app, "train", train.train, train.EXAMPLES)
     add_command(app, "generate", generate.generate, generate.EXAMPLES)
+    add_command(app, "reason", reason.reason, reason.EXAMPLES)
     add_command(app, "trace", trace.trace, trace.EXAMPLES)
     add_command(app, "eval", evaluate.evaluate, evaluate.EXAMPLES)
     app.add_typer(recipe.build_app(), name="recipe")
+    app.add_typer(bench.build_app(), name="bench")
     add_command(app, "doctor", doctor.doctor, doctor.EXAMPLES)
     add_command(app, "trace-routing", trace.trace, trace.EXAMPLES, rich_help_panel=_ALIASES)
     return app

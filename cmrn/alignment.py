@@ -38,15 +38,16 @@ def align(
     """Rows with their real tokens first, and the id of the document each row ends in (None where no ids are used).
 
     carried_B: the document each row was in before this call, None before any. A document starts where its id differs
-    from the token's before it; without ids a row is one document, 0, going on from call to call.
+    from the token's before it; without ids a row is one document, 0, going on from call to call. On a CPU a mask or
+    ids that say nothing are looked through; elsewhere looking would hold up the device, and they are followed.
     """
     order_BT, real_BT = None, None
-    if attention_mask_BT is not None and not bool(attention_mask_BT.all()):
+    if attention_mask_BT is not None and not _known(attention_mask_BT.all()):
         real_BT = attention_mask_BT.bool()
         order_BT = real_BT.int().argsort(dim=1, descending=True, stable=True)
         real_BT = real_BT.gather(1, order_BT)
     if document_BT is None:
-        if carried_B is None or not bool(carried_B.any()):
+        if carried_B is None or _known(carried_B.eq(0).all()):
             return Alignment(order_BT, Segments(real_BT, None)), carried_B
         document_BT = carried_B.new_zeros(batch, length)
     if order_BT is not None:
@@ -58,6 +59,11 @@ def align(
     last_B1 = (real_BT.sum(1, keepdim=True) - 1).clamp(min=0)
     ends_B = torch.where(real_BT.any(1), document_BT.gather(1, last_B1)[:, 0], before_B1[:, 0])
     return Alignment(order_BT, Segments(real_BT, start_BT & real_BT)), ends_B
+
+
+def _known(flag: Tensor) -> bool:
+    """Whether `flag` is True and the host can see it without waiting for a device."""
+    return flag.device.type == "cpu" and bool(flag)
 
 
 def document_places(segments: Segments, carried_B: Tensor, length: int) -> tuple[Tensor, Tensor]:

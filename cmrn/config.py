@@ -87,12 +87,14 @@ class CMRNConfig(StrictModel):
     layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-5
     """Epsilon of every normalisation."""
     gradient_checkpointing: bool = True
-    """Recompute blocks in the backward pass: less memory, more time."""
+    """Recompute blocks in the backward pass: less memory, more time; on CUDA a step is then not captured."""
 
     num_blocks: Positive = 4
     """Blocks, each of temporal layers, perhaps a memory read, and routed experts."""
     head_dim: Positive = 128
     """Width of a temporal head; its state is head_dim x head_dim."""
+    temporal_heads: Positive | None = None
+    """Heads of a temporal layer; by default as many of head_dim as d_model holds."""
     experts: Annotated[tuple[ExpertConfig, ...], Strict(False), Field(min_length=1)] | None = None
     """Named experts; without it `num_experts` unnamed ones are made."""
     expert_hidden: Positive | None = None
@@ -163,7 +165,7 @@ class CMRNConfig(StrictModel):
     @property
     def num_heads(self) -> int:
         """Temporal heads."""
-        return max(1, self.d_model // self.head_dim)
+        return self.temporal_heads or max(1, self.d_model // self.head_dim)
 
     @property
     def hidden(self) -> int:
@@ -252,6 +254,8 @@ class TrainingConfig(StrictModel):
     """Largest norm of the gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; auto takes bfloat16 where the device computes in it."""
+    capture: Literal["auto", "off"] = "auto"
+    """auto: on CUDA, compile the blocks and replay a step as one graph; off: call by call. No effect on a CPU."""
     eval_every: Positive = 500
     """Steps between evaluations."""
     eval_tokens: Positive = 16_384

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cmrn.errors import UsageError
-from cmrn.records import CMRNOutput, CMRNState
-from cmrn.sampling import SamplingConfig, sample
+from cmrn.records import CMRNOutput, CMRNState, TemporalState, map_tensors
+from cmrn.sampling import SamplingConfig, draw, refuse_nothing, sample
 from cmrn.tokenizer import CMRNTokenizer
 
-__all__ = ["PREFILL", "StopWatch", "continue_ids"]
+__all__ = ["PREFILL", "WORTH_CAPTURING", "CapturedDecoder", "StopWatch", "continue_ids", "read_prompt"]
 
 PREFILL = 2048
+WORTH_CAPTURING = 16
+"""Tokens from which on capturing a step costs less than it saves."""
 
 
 class Reader(Protocol):
@@ -24,19 +27,139 @@ class Reader(Protocol):
     def __call__(self, input_ids: Tensor, *, states: CMRNState | None) -> CMRNOutput: ...
 
 
-def continue_ids(
-    model: Reader, prompt_BT: Tensor, new_tokens: int, sampling: SamplingConfig, generator: torch.Generator | None
-) -> Iterator[Tensor]:
-    """Up to `new_tokens` drawn ids (B,), one a step; the prompt is read in pieces of at most 2,048 tokens first."""
+def read_prompt(model: Reader, prompt_BT: Tensor) -> tuple[Tensor, CMRNState]:
+    """(logits_BV after the prompt, states): read in pieces of at most 2,048 tokens, so memory does not grow with it."""
     states: CMRNState | None = None
     for piece in prompt_BT.split(PREFILL, 1):
         output = model(piece, states=states)
         states = output.states
+    assert states is not None
+    return output.logits[:, -1], states
+
+
+def continue_ids(
+    model: Reader, prompt_BT: Tensor, new_tokens: int, sampling: SamplingConfig, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    """Up to `new_tokens` drawn ids (B,) on the host, one a step, after reading the prompt."""
+    logits_BV, states = read_prompt(model, prompt_BT)
+    if prompt_BT.is_cuda and new_tokens >= WORTH_CAPTURING:
+        yield from _continue_captured(CapturedDecoder(model, logits_BV, states, sampling, generator), new_tokens)
+        return
     for _ in range(new_tokens):
-        ids_B = sample(output.logits[:, -1].float(), sampling, generator)
-        yield ids_B
+        ids_B = sample(logits_BV.float(), sampling, generator)
+        yield ids_B.cpu()
         output = model(ids_B[:, None], states=states)
-        states = output.states
+        logits_BV, states = output.logits[:, -1], output.states
+
+
+def _continue_captured(decoder: CapturedDecoder, new_tokens: int) -> Iterator[Tensor]:
+    """The ids of a captured decoder; a step is always under way while the host looks at the one before."""
+    waiting = decoder.step()
+    for number in range(new_tokens):
+        ids_B, done = waiting
+        if number + 1 < new_tokens:
+            waiting = decoder.step()
+        done.synchronize()
+        refuse_nothing(ids_B)
+        yield ids_B
+
+
+class CapturedDecoder:
+    """One token a step on CUDA as a replayed graph: draw from the logits, read what was drawn, carry the state.
+
+    The state lives in buffers that a step updates in place, so that device memory does not grow with the text. Logits
+    of the step's last token stand in `logits_BV` after it. compiled: whether the step is compiled as a whole first,
+    which takes a minute and pays where much is written.
+    """
+
+    def __init__(
+        self,
+        model: Reader,
+        logits_BV: Tensor,
+        states: CMRNState,
+        sampling: SamplingConfig,
+        generator: torch.Generator | None,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        device = logits_BV.device
+        self._model, self._sampling, self._generator = model, sampling, generator
+        self.logits_BV = logits_BV.float().clone()
+        self.ids_B = torch.zeros(len(logits_BV), dtype=torch.int64, device=device)
+        self.states = map_tensors(_after_one_token(states), torch.clone)
+        drawn = torch.cuda.get_rng_state(device) if generator is None else generator.get_state()
+        read: Callable[[], None] = torch.compile(self._read, fullgraph=True, dynamic=False) if compiled else self._read
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._draw()
+                read()
+        torch.cuda.current_stream(device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        if generator is not None:
+            self._graph.register_generator_state(generator)
+        with torch.cuda.graph(self._graph):
+            self._draw()
+            read()
+        if generator is None:
+            torch.cuda.set_rng_state(drawn, device)
+        else:
+            generator.set_state(drawn)
+        self.reset(logits_BV, states)
+
+    def _draw(self) -> None:
+        self.ids_B.copy_(draw(self.logits_BV, self._sampling, self._generator))
+
+    def _read(self) -> None:
+        # An id of NOTHING must not reach the embedding; the host ends the text when it sees it.
+        output = self._model(self.ids_B.clamp(min=0)[:, None], states=self.states)
+        self.logits_BV.copy_(output.logits[:, -1])
+        _copy_tensors(self.states, output.states)
+
+    def reset(self, logits_BV: Tensor, states: CMRNState) -> None:
+        """Go on from another place in a text, or from another text, of as many rows."""
+        self.logits_BV.copy_(logits_BV)
+        _copy_tensors(self.states, _after_one_token(states))
+
+    def step(self) -> tuple[Tensor, torch.cuda.Event]:
+        """Launch a step: the ids it draws, on the host, and the event after which they are there."""
+        self._graph.replay()
+        ids_B = torch.empty(self.ids_B.shape, dtype=torch.int64, pin_memory=True)
+        ids_B.copy_(self.ids_B, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return ids_B, done
+
+
+def _after_one_token(states: CMRNState) -> CMRNState:
+    """The state with the surprise, which follows the chunk's length and is read by nothing, of its last token."""
+    blocks = []
+    for block in states.blocks:
+        layers = (
+            replace(layer, surprise_BT=layer.surprise_BT[:, -1:]) if isinstance(layer, TemporalState) else layer
+            for layer in block.temporal
+        )
+        blocks.append(replace(block, temporal=tuple(layers)))
+    return replace(states, blocks=tuple(blocks))
+
+
+def _copy_tensors(into: CMRNState, source: CMRNState) -> None:
+    """Copy every tensor of a state into another's."""
+    for old, new in zip(_tensors(into), _tensors(source), strict=True):
+        old.copy_(new)
+
+
+def _tensors(states: CMRNState) -> list[Tensor]:
+    """Every tensor of a state, in the order of its fields."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(states, keep)
+    return found
 
 
 class StopWatch:

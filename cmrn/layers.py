@@ -11,7 +11,14 @@ from torch.nn import functional as F
 
 from cmrn.records import Segments
 
-__all__ = ["CausalConv", "Linear", "Norm", "segment_numbers", "unit"]
+__all__ = ["MOST_FEW", "CausalConv", "Linear", "Norm", "narrow_type", "project", "reads_one", "segment_numbers", "unit"]
+
+SHORTEST = 1e-6
+STACKED_TOKENS = 256
+ALIGNED_ROWS = 8
+FUSED_WIDTH = 4
+MOST_FEW = 8
+"""Tokens that are a few: read by kernels that are launched for their number, not their speed."""
 
 
 class Linear(nn.Linear):
@@ -24,6 +31,24 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Draw the weights anew."""
         nn.init.trunc_normal_(self.weight, std=self.scale / math.sqrt(self.in_features), a=-3.0, b=3.0)
+
+
+def project(x_BTD: Tensor, *groups: tuple[Linear, ...]) -> tuple[Tensor, ...]:
+    """One tensor a group, (B, T, Σ outputs): x through the layers of the group, side by side.
+
+    Unless there are few tokens, weights are stacked for this call: those of a group, and on CUDA those of all groups.
+    """
+    if x_BTD.shape[0] * x_BTD.shape[1] < STACKED_TOKENS:
+        return tuple(torch.cat([layer(x_BTD) for layer in group], -1) for group in groups)
+    if not x_BTD.is_cuda:
+        return tuple(F.linear(x_BTD, torch.cat([layer.weight for layer in group])) for group in groups)
+    weights = [layer.weight for group in groups for layer in group]
+    widths = [sum(layer.out_features for layer in group) for group in groups]
+    padding = -sum(widths) % ALIGNED_ROWS
+    if padding:
+        weights.append(weights[0].new_zeros(padding, x_BTD.shape[-1]))
+    outputs: tuple[Tensor, ...] = F.linear(x_BTD, torch.cat(weights)).split([*widths, padding], -1)
+    return outputs[: len(groups)]
 
 
 class Norm(nn.Module):
@@ -39,13 +64,27 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalised x: in autocast's type where it is on, else in the type of x."""
-        device = x.device.type
-        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return F.layer_norm(x, self.weight.shape, self.weight, None, self.eps).to(narrow)
+        return F.layer_norm(x, self.weight.shape, self.weight, None, self.eps).to(narrow_type(x))
+
+
+def narrow_type(x: Tensor) -> torch.dtype:
+    """The type that matrix products of x run in: autocast's where it is on, else that of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def reads_one(module: nn.Module, x_BTD: Tensor, segments: Segments) -> bool:
+    """Whether the kernels for one token a row do: on CUDA, few rows, nothing padded, no gradient, noise or dropout."""
+    one = x_BTD.is_cuda and x_BTD.shape[1] == 1 and x_BTD.shape[0] <= MOST_FEW and x_BTD.dtype != torch.float64
+    return one and segments.real_BT is None and not module.training and not torch.is_grad_enabled()
 
 
 def unit(x: Tensor) -> Tensor:
-    """x / ‖x‖ over the last dimension, 0 for a vector shorter than 1e-6."""
+    """x / ‖x‖ over the last dimension, 0 for a vector shorter than 1e-6; on CUDA a formula that a compiler may fuse."""
+    if x.is_cuda:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        square = wide.square().sum(-1, keepdim=True)
+        return (wide * torch.where(square > SHORTEST**2, square.clamp(min=SHORTEST**2).rsqrt(), 0.0)).to(x.dtype)
     result: Tensor = _Unit.apply(x)  # type: ignore[no-untyped-call]
     return result
 
@@ -57,7 +96,7 @@ class _Unit(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         inverse = x.norm(dim=-1, keepdim=True, dtype=wide).reciprocal()
-        inverse = inverse.masked_fill_(inverse > 1e6, 0.0).to(x.dtype)
+        inverse = inverse.masked_fill_(inverse > 1 / SHORTEST, 0.0).to(x.dtype)
         y: Tensor = x * inverse
         ctx.save_for_backward(y, inverse)
         return y
@@ -102,27 +141,88 @@ class CausalConv(nn.Module):
     def forward(self, x_BTC: Tensor, tail_BTC: Tensor | None, segments: Segments) -> tuple[Tensor, Tensor]:
         """(y_BTC, tail): the convolved stream, in x's type, and the inputs to carry to the next call."""
         tail = self.initial_tail(x_BTC) if tail_BTC is None else tail_BTC.to(x_BTC.dtype)
-        padded = torch.cat([tail, x_BTC], 1)
-        y_BTC: Tensor = _Convolve.apply(padded, self.weight, segments.start_BT)  # type: ignore[no-untyped-call]
-        return y_BTC, self._next_tail(padded, segments)
+        if self._fused(x_BTC):
+            from cmrn.convolution_triton import convolve
 
-    def _next_tail(self, padded: Tensor, segments: Segments) -> Tensor:
-        reach = self.width - 1
-        length = padded.shape[1] - reach
-        if segments.real_BT is None:
-            tail, ends = padded[:, length:], None
+            (y_BTC,) = convolve(x_BTC, self.weight, tail, segments.start_BT)
         else:
-            ends = segments.real_BT.sum(1, keepdim=True) + torch.arange(reach, device=padded.device)
-            tail = padded.gather(1, ends[..., None].expand(-1, -1, padded.shape[2]))
+            y_BTC = self._convolve(x_BTC, tail, segments.start_BT)
+        return y_BTC, self._next_tail(x_BTC, tail, segments)
+
+    def heads(
+        self,
+        x_BTC: Tensor,
+        tail_BTC: Tensor | None,
+        segments: Segments,
+        width: int,
+        *,
+        parts: int = 1,
+        units: int = 1,
+        silu: bool = False,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """(parts, tail): the convolved stream, through SiLU if asked for, cut into `parts` of (B, T, heads, width).
+
+        The heads of the first `units` parts have length one, as `unit` makes them. On CUDA this is one kernel.
+        """
+        if self._fused(x_BTC):
+            from cmrn.convolution_triton import convolve
+
+            tail = self.initial_tail(x_BTC) if tail_BTC is None else tail_BTC.to(x_BTC.dtype)
+            streams = convolve(
+                x_BTC, self.weight, tail, segments.start_BT, parts=parts, units=units, head=width, silu=silu
+            )
+            heads = tuple(stream.unflatten(-1, (-1, width)) for stream in streams)
+            return heads, self._next_tail(x_BTC, tail, segments)
+        y_BTC, tail = self(x_BTC, tail_BTC, segments)
+        y_BTHC = (F.silu(y_BTC) if silu else y_BTC).unflatten(-1, (-1, width))
+        count = y_BTHC.shape[2] // parts
+        first, rest = y_BTHC.split([units * count, (parts - units) * count], 2)
+        return (*unit(first).chunk(units, 2), *(rest.split(count, 2) if parts > units else ())), tail
+
+    def _fused(self, x_BTC: Tensor) -> bool:
+        return x_BTC.is_cuda and x_BTC.dtype != torch.float64 and 2 <= self.width <= FUSED_WIDTH
+
+    def _convolve(self, x_BTC: Tensor, tail: Tensor, start_BT: Tensor | None) -> Tensor:
+        padded = torch.cat([tail, x_BTC], 1)
+        if not x_BTC.is_cuda:
+            y_BTC: Tensor = _Convolve.apply(padded, self.weight, start_BT)  # type: ignore[no-untyped-call]
+            return y_BTC
+        reach, length = self.width - 1, x_BTC.shape[1]
+        taps = self.weight.to(padded.dtype)
+        y_BTC = x_BTC * taps[reach]
+        crossed = None if start_BT is None else torch.zeros_like(start_BT)
+        for lag in range(1, reach + 1):
+            seen = padded[:, reach - lag : reach - lag + length]
+            if start_BT is not None and crossed is not None:
+                crossed = crossed | F.pad(start_BT, (lag - 1, 0))[:, :length]
+                seen = seen.masked_fill(crossed[..., None], 0.0)
+            y_BTC = y_BTC + seen * taps[reach - lag]
+        return y_BTC
+
+    def _next_tail(self, x_BTC: Tensor, tail: Tensor, segments: Segments) -> Tensor:
+        """The last inputs of each row's real tokens, zeros where they belong to an earlier document."""
+        reach, length = self.width - 1, x_BTC.shape[1]
+        ends = None
+        if segments.real_BT is None:
+            last = torch.cat([tail, x_BTC[:, max(0, length - reach) :]], 1)
+            last = last[:, last.shape[1] - reach :]
+        else:
+            ends = segments.real_BT.sum(1, keepdim=True) + torch.arange(reach, device=x_BTC.device)
+            before, after = (
+                source.gather(1, place[..., None].expand(-1, -1, x_BTC.shape[2]))
+                for source, place in ((tail, ends.clamp(max=reach - 1)), (x_BTC, (ends - reach).clamp(min=0)))
+            )
+            last = torch.where((ends < reach)[..., None], before, after)
         if segments.start_BT is None:
-            return tail
-        number = F.pad(segments.start_BT.cumsum(1), (reach, 0))
-        kept = number[:, length:] if ends is None else number.gather(1, ends)
-        return tail * (kept == number.amax(1, keepdim=True))[..., None]
+            return last
+        began = F.pad(segments.start_BT, (reach, 0))
+        began = began[:, length:] if ends is None else began.gather(1, ends)
+        since = began.flip(1).cumsum(1).flip(1) > began
+        return last.masked_fill(since[..., None], 0.0)
 
 
 class _Convolve(torch.autograd.Function):
-    """Σ_j w_j x_{t-j} without a temporary for each tap; taps across a document's first token are taken back out.
+    """Σ_j w_j x_{t-j} in one pass; taps across a document's first token are taken back out.
 
     Documents begin rarely, so those few products are found and subtracted rather than every tap masked.
     """
@@ -130,11 +230,8 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, padded_BTC: Tensor, weight_JC: Tensor, start_BT: Tensor | None) -> Tensor:
         reach = weight_JC.shape[0] - 1
-        length = padded_BTC.shape[1] - reach
         taps = weight_JC.to(padded_BTC.dtype)
-        y_BTC = padded_BTC[:, reach:] * taps[reach]
-        for lag in range(1, reach + 1):
-            y_BTC.addcmul_(padded_BTC[:, reach - lag : reach - lag + length], taps[reach - lag])
+        y_BTC = _correlate(padded_BTC, taps)
         crossings = _crossings(start_BT, reach)
         for lag, (row, place) in enumerate(crossings, 1):
             y_BTC.index_put_((row, place), -padded_BTC[row, place + reach - lag] * taps[reach - lag], accumulate=True)
@@ -148,16 +245,31 @@ class _Convolve(torch.autograd.Function):
         reach, length = weight_JC.shape[0] - 1, grad_BTC.shape[1]
         wide = torch.promote_types(weight_JC.dtype, torch.float32)
         taps = weight_JC.to(padded_BTC.dtype)
-        grad_padded, grad_weight = torch.zeros_like(padded_BTC), torch.empty_like(weight_JC)
+        grad_padded = _correlate(F.pad(grad_BTC, (0, 0, reach, reach)), taps.flip(0))
+        grad_weight, product = torch.empty_like(weight_JC), torch.empty_like(grad_BTC)
+        # A product with ones sums over tokens twice as fast as a reduction does.
+        ones = product.new_ones(1, product.shape[0] * length)
         for lag in range(reach + 1):
-            seen = slice(reach - lag, reach - lag + length)
-            grad_padded[:, seen].addcmul_(grad_BTC, taps[reach - lag])
-            grad_weight[reach - lag] = (padded_BTC[:, seen] * grad_BTC).sum((0, 1)).to(wide)
+            torch.mul(padded_BTC[:, reach - lag : reach - lag + length], grad_BTC, out=product)
+            grad_weight[reach - lag] = (ones @ product.flatten(0, 1))[0].to(wide)
         for lag, (row, place) in enumerate(ctx.crossings, 1):
             grad, source = grad_BTC[row, place], place + reach - lag
             grad_padded.index_put_((row, source), -grad * taps[reach - lag], accumulate=True)
             grad_weight[reach - lag] -= (padded_BTC[row, source] * grad).sum(0).to(wide)
         return grad_padded, grad_weight, None
+
+
+def _correlate(padded_BTC: Tensor, taps_JC: Tensor) -> Tensor:
+    """y_t = Σ_j taps_j · padded_{t+j}, (B, T - J + 1, C)."""
+    if padded_BTC.dtype in (torch.float32, torch.bfloat16):
+        # Seen as images one row high with channels last, the stream needs no copy, and oneDNN reads it once.
+        images = padded_BTC.transpose(1, 2).unsqueeze(2)
+        return F.conv2d(images, taps_JC.t()[:, None, None], groups=taps_JC.shape[1]).squeeze(2).transpose(1, 2)
+    length = padded_BTC.shape[1] - taps_JC.shape[0] + 1
+    y_BTC = padded_BTC[:, :length] * taps_JC[0]
+    for j in range(1, taps_JC.shape[0]):
+        y_BTC.addcmul_(padded_BTC[:, j : j + length], taps_JC[j])
+    return y_BTC
 
 
 def _crossings(start_BT: Tensor | None, reach: int) -> list[tuple[Tensor, Tensor]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,18 @@ from cmrn.generation import StopWatch, continue_ids
 from cmrn.layers import Linear, Norm
 from cmrn.loss import IGNORED, token_nats
 from cmrn.memory import MemoryAttention
-from cmrn.records import BlockRecord, BlockState, CMRNOutput, CMRNState, Losses, Routing, Segments, map_tensors
+from cmrn.records import (
+    BlockRecord,
+    BlockState,
+    CMRNOutput,
+    CMRNState,
+    EventChain,
+    Losses,
+    Routing,
+    Segments,
+    TemporalState,
+    map_tensors,
+)
 from cmrn.routing import DynamicRouter, balance_step, domain_loss, expert_load, z_loss
 from cmrn.sampling import SamplingConfig
 from cmrn.temporal import TemporalAbstraction
@@ -41,13 +53,36 @@ class Block(nn.Module):
         self, x_BTD: Tensor, previous: BlockState | None, segments: Segments, numbers_BT: Tensor
     ) -> tuple[Tensor, BlockRecord]:
         """(x_BTD, what the block did and carries). numbers_BT is what a router without logits hashes."""
-        x_BTD, temporal, events = self.temporal(x_BTD, previous and previous.temporal, segments)
+        x_BTD, temporal = self.temporal.read(x_BTD, previous.temporal if previous else None, segments)
         memory = None
         if self.memory is not None:
             x_BTD, memory = self.memory(x_BTD, previous and previous.memory, segments)
         routing, router_tail = self.router(x_BTD, previous and previous.router_tail_BTC, segments, numbers_BT)
         x_BTD, ngram_tail, latent = self.experts(x_BTD, routing, previous and previous.ngram_tail_BTC, segments)
-        return x_BTD, BlockRecord(routing, events, latent, BlockState(temporal, memory, router_tail, ngram_tail))
+        return x_BTD, BlockRecord(routing, latent, BlockState(temporal, memory, router_tail, ngram_tail))
+
+
+class RouterLosses(nn.Module):
+    """The losses of every learned router, means over blocks. owners_GE: whether expert e owns domain g, bool."""
+
+    owners_GE: Tensor
+
+    def __init__(self, owners_GE: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("owners_GE", owners_GE, persistent=False)
+
+    def forward(self, logits: Sequence[Tensor], domains_BT: Tensor | None, segments: Segments) -> tuple[Tensor, Tensor]:
+        """(domain loss, z-loss) of the blocks' logits_BTE, scalars that carry gradient; without labels the first is 0.
+
+        The blocks' logits go through the formulae together: on a GPU many small calls would cost more than the sums.
+        """
+        logits_LBTE = torch.stack(tuple(logits))
+        real_BT = segments.real_BT if segments.real_BT is not None else logits_LBTE.new_ones(logits_LBTE.shape[1:3])
+        router_z = z_loss(logits_LBTE, real_BT) / len(logits)
+        if domains_BT is None or not len(self.owners_GE):
+            return router_z.new_zeros(()), router_z
+        domains_BT = domains_BT.masked_fill(~real_BT.bool(), -1)
+        return domain_loss(logits_LBTE, domains_BT, self.owners_GE) / len(logits), router_z
 
 
 class CMRN(nn.Module):
@@ -57,8 +92,6 @@ class CMRN(nn.Module):
     >>> model(torch.randint(0, 300, (2, 16))).logits.shape
     torch.Size([2, 16, 300])
     """
-
-    owners_GE: Tensor
 
     def __init__(self, config: CMRNConfig, tokenizer: CMRNTokenizer | None = None) -> None:
         super().__init__()
@@ -70,7 +103,7 @@ class CMRN(nn.Module):
         self.final_norm = Norm(config.d_model, config.layer_norm_eps)
         self.head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size)
         owners = [[domain in expert.domains for expert in config.named_experts] for domain in config.domains]
-        self.register_buffer("owners_GE", torch.tensor(owners, dtype=torch.bool), persistent=False)
+        self.router_losses = RouterLosses(torch.tensor(owners, dtype=torch.bool))
 
     def forward(
         self,
@@ -99,8 +132,7 @@ class CMRN(nn.Module):
         self._check_targets(batch, length, labels, domain_ids)
         if states is not None and len(states.position_B) != batch:
             raise UsageError(f"states are of {len(states.position_B)} rows but input_ids has {batch}")
-        carried_B = states.document_B if states else None
-        aligned, document_B = align(attention_mask, document_ids, carried_B, batch, length)
+        aligned, document_B = align(attention_mask, document_ids, _before(states, document_ids), batch, length)
         segments, ids_BT = aligned.segments, aligned.apply(input_ids)
         start_B = states.position_B if states else ids_BT.new_zeros(batch)
         place_BT, position_B = document_places(segments, start_B, length)
@@ -121,20 +153,28 @@ class CMRN(nn.Module):
             nats, scored = self._language(logits, targets, segments, states)
             domains = None if domain_ids is None else aligned.apply(domain_ids.reshape(batch, -1).expand(batch, length))
             losses = self._losses(nats, scored, records, domains, segments)
+        events, last = self._events(records[-1].state, states, segments)
         return CMRNOutput(
             logits=aligned.undo(logits),
             loss=losses.total if losses else None,
             losses=losses,
             routing_weights=aligned.undo(torch.stack([record.routing.weights_BTE for record in records]).mean(0)),
             routing=tuple(map_tensors(record.routing, aligned.undo) for record in records),
-            event_chain=map_tensors(records[-1].events, aligned.undo),
+            event_chain=map_tensors(events, aligned.undo),
             states=CMRNState(
-                tuple(record.state for record in records),
+                (*(record.state for record in records[:-1]), last),
                 self._last(hidden_BTD, segments, states),
-                ids_BT.new_zeros(batch) if document_B is None else document_B,
+                document_B,
                 position_B,
             ),
         )
+
+    def _events(self, last: BlockState, states: CMRNState | None, segments: Segments) -> tuple[EventChain, BlockState]:
+        """Where the last block's surprise begins events, and its state with the tracker's."""
+        temporal: TemporalAbstraction = self.blocks[-1].temporal  # type: ignore[assignment]
+        layers = cast(tuple[TemporalState, ...], last.temporal)
+        chain, tracked = temporal.track(layers, states.blocks[-1].temporal if states else None, segments)
+        return chain, replace(last, temporal=tracked)
 
     def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, BlockRecord]:
         if self.training and self.config.gradient_checkpointing and torch.is_grad_enabled():
@@ -170,14 +210,8 @@ class CMRN(nn.Module):
     ) -> Losses:
         config = self.config
         language = nats / scored.clamp(min=1)
-        logits = [record.routing.logits_BTE for record in records if record.routing.logits_BTE is not None]
-        domain = router_z = nats.new_zeros(())
-        if logits:
-            real_BT = logits[0].new_ones(logits[0].shape[:2]) if segments.real_BT is None else segments.real_BT
-            router_z = torch.stack([z_loss(each, real_BT) for each in logits]).mean()
-            if domains_BT is not None and config.domains:
-                domains_BT = domains_BT.masked_fill(~real_BT.bool(), -1)
-                domain = torch.stack([domain_loss(each, domains_BT, self.owners_GE) for each in logits]).mean()
+        logits = tuple(record.routing.logits_BTE for record in records if record.routing.logits_BTE is not None)
+        domain, router_z = self.router_losses(logits, domains_BT, segments) if logits else nats.new_zeros(2).unbind()
         latent = torch.stack([record.latent for record in records]).mean()
         total = language + config.domain_loss_weight * domain + config.z_loss_weight * router_z
         return Losses(total + config.latent_loss_weight * latent, language, domain, router_z, latent, scored)
@@ -197,7 +231,9 @@ class CMRN(nn.Module):
 
     def _check_targets(self, batch: int, length: int, labels: Tensor | None, domain_ids: Tensor | None) -> None:
         if labels is not None:
-            _check_range("label", labels[labels != IGNORED], self.config.vocab_size, "vocabulary of {} tokens")
+            _check_range(
+                "label", labels.masked_fill(labels == IGNORED, 0), self.config.vocab_size, "vocabulary of {} tokens"
+            )
         if domain_ids is not None:
             if tuple(domain_ids.shape) != (batch,):
                 _check_shapes(batch, length, domain_ids=domain_ids)
@@ -233,7 +269,7 @@ class CMRN(nn.Module):
         watches = self._watches(input_ids.shape[0], stops, stream)
         generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
         ended, padding = CMRNTokenizer.eos_token_id, CMRNTokenizer.pad_token_id
-        pieces, done_B = [input_ids], torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        pieces, done_B = [input_ids.cpu()], torch.zeros(len(input_ids), dtype=torch.bool)
         was_training = self.training
         self.eval()
         try:
@@ -251,7 +287,7 @@ class CMRN(nn.Module):
             self.train(was_training)
         for watch in watches:
             watch.finish()
-        return torch.cat(pieces, 1)
+        return torch.cat(pieces, 1).to(input_ids.device)
 
     def _watches(self, rows: int, stop: Sequence[str], stream: Callable[[str], None] | None) -> list[StopWatch]:
         if not stop and stream is None:
@@ -265,18 +301,21 @@ class CMRN(nn.Module):
             raise UsageError(f"stream follows one row, and input_ids has {rows}")
         return [StopWatch(self.tokenizer, stop, stream) for _ in range(rows)]
 
+    @torch.no_grad()
     def set_routing_temperature(self, temperature: float) -> None:
         """Set every learned router's temperature; it is kept in checkpoints."""
-        for name, buffer in self.named_buffers():
-            if name.endswith("routing_network.temperature"):
-                buffer.fill_(temperature)
+        buffers = [buffer for name, buffer in self.named_buffers() if name.endswith("routing_network.temperature")]
+        if buffers:
+            torch._foreach_zero_(buffers)
+            torch._foreach_add_(buffers, temperature)
 
+    @torch.no_grad()
     def update_balance(self, loads: Sequence[Tensor]) -> None:
         """Move every learned router's balance bias by one step, given each block's `expert_load` (E,)."""
-        for block, load_E in zip(self.blocks, loads, strict=True):
-            network = block.router.routing_network  # type: ignore[union-attr]
-            if network is not None:
-                balance_step(network.bias_E, load_E, self.config.balance_rate)  # type: ignore[union-attr, arg-type]
+        networks = [block.router.routing_network for block in self.blocks]  # type: ignore[union-attr]
+        pairs = [(network.bias_E, load) for network, load in zip(networks, loads, strict=True) if network is not None]  # type: ignore[union-attr]
+        for bias_E, load_E in pairs:
+            balance_step(bias_E, load_E, self.config.balance_rate)  # type: ignore[arg-type]
 
     def expert_loads(self, routing: Sequence[Routing], real_BT: Tensor | None = None) -> tuple[Tensor, ...]:
         """(E,) share of the choices each expert received, one a block."""
@@ -308,6 +347,13 @@ class CMRN(nn.Module):
         write_model(
             folder, self.config, self.state_dict(), None if self.tokenizer is None else self.tokenizer.to_json()
         )
+
+
+def _before(states: CMRNState | None, document_ids: Tensor | None) -> Tensor | None:
+    """The document each row was in; a text read without ids so far is document 0."""
+    if states is None or (states.document_B is None and document_ids is None):
+        return None
+    return torch.zeros_like(states.position_B) if states.document_B is None else states.document_B
 
 
 def _check_shapes(batch: int, length: int, **arguments: Tensor | None) -> None:

@@ -37,6 +37,8 @@ Record = TypeVar("Record")
 
 def map_tensors(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
     """The same record with `change` applied to every tensor in it, through nested records and tuples."""
+    if record is None:
+        return record
     if isinstance(record, Tensor):
         return cast(Record, change(record))
     if isinstance(record, tuple):
@@ -137,7 +139,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class BlockState:
-    """What one block carries to the next chunk."""
+    """What one block carries to the next chunk; the last block's `temporal` ends with the state of its events."""
 
     temporal: tuple[TemporalState | EventState, ...]
     memory: WorkingMemory | None
@@ -150,7 +152,6 @@ class BlockRecord:
     """What one block did with a chunk, its latent divergence (a scalar that carries gradient), and what it carries."""
 
     routing: Routing
-    events: EventChain
     latent: Tensor
     state: BlockState
 
@@ -160,12 +161,13 @@ class CMRNState:
     """All that a model carries from one chunk of a text to the next.
 
     last_hidden_BD: output before the head at the last real token, so that the next chunk's first token is scored.
-    document_B: id of the document each row is in; position_B: real tokens of it read so far.
+    document_B: id of the document each row is in, None where ids were never given; position_B: real tokens of it read
+    so far.
     """
 
     blocks: tuple[BlockState, ...]
     last_hidden_BD: Tensor
-    document_B: Tensor
+    document_B: Tensor | None
     position_B: Tensor
 
     def detach(self) -> CMRNState:

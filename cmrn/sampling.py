@@ -11,9 +11,11 @@ from torch import Tensor
 
 from cmrn.errors import GuaranteeError, UsageError
 
-__all__ = ["SamplingConfig", "sample"]
+__all__ = ["NOTHING", "SamplingConfig", "draw", "refuse_nothing", "sample"]
 
 COLDEST: Final = 1e-6
+NOTHING: Final = -1
+"""What `draw` returns for a row from which nothing can be drawn."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,47 @@ def sample(logits_BV: Tensor, config: SamplingConfig, generator: torch.Generator
     Raises:
         GuaranteeError: a row holds NaN or +inf, or nothing above -inf: the model's weights have diverged.
     """
-    top_B1 = logits_BV.amax(-1, keepdim=True)
-    if not bool(top_B1.isfinite().all()):
+    ids_B = draw(logits_BV, config, generator)
+    refuse_nothing(ids_B)
+    return ids_B
+
+
+def refuse_nothing(ids_B: Tensor) -> None:
+    """Raise GuaranteeError where `draw` could not draw; the ids must be on the host, or are waited for."""
+    if bool((ids_B == NOTHING).any()):
         raise GuaranteeError(
             "the model's logits are not numbers, so no token can be drawn",
             hint="its training diverged: use an earlier checkpoint",
         )
+
+
+@torch.no_grad()
+def draw(logits_BV: Tensor, config: SamplingConfig, generator: torch.Generator | None) -> Tensor:
+    """As `sample`, but a row from which nothing can be drawn gives NOTHING: a device is not waited for.
+
+    On CUDA a token is drawn as argmax p/e with e exponential, which `torch.multinomial` does too, after waiting for
+    the device to see whether p are probabilities.
+    """
+    top_B1 = logits_BV.amax(-1, keepdim=True)
+    broken_B = ~top_B1.isfinite()[:, 0]
     if config.greedy:
-        return logits_BV.argmax(-1)
+        return logits_BV.argmax(-1).masked_fill(broken_B, NOTHING)
     wide = torch.float64 if logits_BV.dtype == torch.float64 else torch.float32
-    scaled_BV = (logits_BV.to(wide) - top_B1.to(wide)) / config.temperature
+    # A broken row is drawn from as if all its tokens were alike, and its id replaced.
+    scaled_BV = ((logits_BV.to(wide) - top_B1.to(wide)) / config.temperature).masked_fill(broken_B[:, None], 0.0)
+    if logits_BV.is_cuda and config.top_k is None and config.top_p is None:
+        return _pick(scaled_BV.softmax(-1), generator)[:, 0].masked_fill(broken_B, NOTHING)
     sorted_BV, ids_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
-    probabilities_BV = keep_likeliest(sorted_BV, config).softmax(-1)
-    rank_B1 = probabilities_BV.multinomial(1, generator=generator)
-    return ids_BV.gather(-1, rank_B1).squeeze(-1)
+    rank_B1 = _pick(keep_likeliest(sorted_BV, config).softmax(-1), generator)
+    return ids_BV.gather(-1, rank_B1).squeeze(-1).masked_fill(broken_B, NOTHING)
+
+
+def _pick(probabilities_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(B,1): a place in each row, drawn with its probability."""
+    if not probabilities_BV.is_cuda:
+        return probabilities_BV.multinomial(1, generator=generator)
+    waiting_BV = torch.empty_like(probabilities_BV).exponential_(generator=generator)
+    return (probabilities_BV / waiting_BV).argmax(-1, keepdim=True)
 
 
 def keep_likeliest(sorted_BV: Tensor, config: SamplingConfig) -> Tensor:

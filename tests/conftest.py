@@ -18,6 +18,10 @@ if not torch.cuda.is_available():
 
 from hypothesis import HealthCheck, settings
 
+from tests.interpreter import repair
+
+repair()
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 settings.register_profile(

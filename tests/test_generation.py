@@ -6,7 +6,8 @@ from torch import Tensor
 
 from cmrn import CMRN, CMRNTokenizer
 from cmrn.errors import CMRNError, UsageError
-from cmrn.generation import PREFILL, StopWatch
+from cmrn.generation import PREFILL, WORTH_CAPTURING, CapturedDecoder, StopWatch, read_prompt
+from cmrn.sampling import SamplingConfig
 from tests.properties.small_models import random_ids, small_config, small_model
 
 TEXTS = ["the cat sat on the mat, naïve café 猫と犬 😀. "] * 8
@@ -193,3 +194,29 @@ def test_stream_is_for_one_row_and_text_needs_a_tokenizer(model: CMRN) -> None:
     for settings in ({"stop": "a"}, {"stream": print}):
         with pytest.raises(CMRNError, match="no tokenizer"):
             small_model().generate(random_ids(1, 5), **settings)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_writes_what_plain_steps_write() -> None:
+    model, ids_BT = small_model(dtype=torch.float32).cuda().eval(), (random_ids(3, 7) % 20 + 2).cuda()
+    expected = naive_greedy(model, ids_BT, WORTH_CAPTURING)
+    out = model.generate(ids_BT, max_new_tokens=WORTH_CAPTURING, temperature=0.0)
+    for row in range(3):
+        ends = (expected[row, 7:] == CMRNTokenizer.eos_token_id).nonzero()
+        last = 7 + int(ends[0]) + 1 if len(ends) else out.shape[1]
+        assert torch.equal(out[row, :last], expected[row, :last])
+
+
+@pytest.mark.gpu
+def test_on_a_device_the_same_seed_gives_the_same_text_and_memory_stays_flat() -> None:
+    model, ids_BT = small_model(dtype=torch.float32).cuda().eval(), (random_ids(1, 7) + 2).cuda()
+    first, again = (model.generate(ids_BT, max_new_tokens=40, seed=3) for _ in range(2))
+    assert torch.equal(first, again)
+    with torch.no_grad():
+        logits_BV, states = read_prompt(model, ids_BT)
+        decoder = CapturedDecoder(model, logits_BV, states, SamplingConfig(), None)
+        decoder.step()
+        used = torch.cuda.memory_allocated()
+        for _ in range(200):
+            decoder.step()
+    assert torch.cuda.memory_allocated() == used

@@ -6,11 +6,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmrn.layers import CausalConv, Linear, Norm, segment_numbers, unit
+from cmrn.layers import CausalConv, Linear, Norm, project, segment_numbers, unit
 from cmrn.records import Segments
 from tests.tolerances import assert_close
 
 CHANNELS = 3
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def conv_and_input(length: int, width: int = 4, batch: int = 2) -> tuple[CausalConv, Tensor]:
@@ -170,3 +171,43 @@ def test_documents_are_counted_from_the_carried_one() -> None:
     numbers = segment_numbers(Segments(None, starts_at(5, 1, 3)), 2, 5, torch.device("cpu"))
     assert numbers.tolist() == [[0, 1, 1, 2, 2], [0] * 5]
     assert not segment_numbers(Segments(), 2, 5, torch.device("cpu")).any()
+
+
+def test_heads_are_the_convolution_cut_and_brought_to_length_one() -> None:
+    torch.manual_seed(3)
+    conv, x_BTC = CausalConv(12).double(), torch.randn(2, 9, 12, dtype=torch.float64)
+    segments = Segments(None, starts_at(9, 5))
+    mixed, last = conv(x_BTC, None, segments)
+    (q, k, v), tail = conv.heads(x_BTC, None, segments, 2, parts=3, units=2, silu=True)
+    streams = torch.nn.functional.silu(mixed).unflatten(-1, (3, 2, 2)).unbind(2)
+    for actual, expected in zip((q, k, v), (unit(streams[0]), unit(streams[1]), streams[2]), strict=True):
+        assert_close(actual, expected)
+    assert torch.equal(tail, last)
+    (whole,), _ = conv.heads(x_BTC, None, segments, 4)
+    assert_close(whole, unit(mixed.unflatten(-1, (3, 4))))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("length", [3, 300])
+def test_projections_side_by_side_are_the_layers_own(device: str, length: int) -> None:
+    torch.manual_seed(4)
+    layers = [Linear(16, outputs).double().to(device) for outputs in (8, 8, 3, 2)]
+    x_BTD = torch.randn(1, length, 16, dtype=torch.float64, device=device)
+    pair, third, fourth = project(x_BTD, (layers[0], layers[1]), (layers[2],), (layers[3],))
+    expected = [layer(x_BTD) for layer in layers]
+    for actual, wanted in zip((*pair.split(8, -1), third, fourth), expected, strict=True):
+        assert_close(actual, wanted)
+    gradients = torch.autograd.grad(fourth.square().sum() + pair.square().sum(), [layer.weight for layer in layers[:2]])
+    assert all(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.gpu
+def test_unit_has_the_same_gradient_on_both_devices() -> None:
+    x = torch.randn(5, 7, dtype=torch.float64)
+    x[0] = 1e-8
+    gradients = []
+    for device in ("cpu", "cuda"):
+        leaf = x.to(device).requires_grad_()
+        (gradient,) = torch.autograd.grad(unit(leaf)[..., 0].sum(), leaf)
+        gradients.append(gradient.cpu())
+    assert_close(gradients[1], gradients[0])

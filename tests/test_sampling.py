@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmrn.errors import GuaranteeError, UsageError
-from cmrn.sampling import SamplingConfig, sample
+from cmrn.sampling import NOTHING, SamplingConfig, draw, sample
 from tests.tolerances import assert_close
 
 DRAWS = 20_000
@@ -123,3 +123,14 @@ def test_logits_are_left_as_they_were() -> None:
 def test_settings_out_of_range_are_refused(temperature: float, top_k: int | None, top_p: float | None) -> None:
     with pytest.raises(UsageError):
         SamplingConfig(temperature, top_k, top_p)
+
+
+def test_draw_says_of_a_broken_row_that_it_has_nothing_and_draws_from_the_others() -> None:
+    logits_BV = torch.tensor([[0.0, float("nan")], [3.0, 100.0], [-torch.inf, -torch.inf]])
+    for config in (
+        SamplingConfig(),
+        SamplingConfig(temperature=0.0),
+        SamplingConfig(top_k=1),
+        SamplingConfig(top_p=0.5),
+    ):
+        assert draw(logits_BV, config, None).tolist() == [NOTHING, 1, NOTHING]

@@ -24,7 +24,7 @@ from cmrn.data.evaluation import EvaluationBatch, EvaluationSet
 from cmrn.data.phrases import cut_phrases
 from cmrn.errors import CheckpointError, DataError, UsageError
 
-__all__ = ["Batch", "Cursor", "EvaluationBatch", "EvaluationSet", "PackedDataset"]
+__all__ = ["Batch", "Cursor", "EvaluationBatch", "EvaluationSet", "PackedDataset", "PackedSource"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -66,8 +66,11 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """One source's tokens: document d is tokens[bounds[d]:bounds[d + 1]], its end-of-text token, if any, included."""
+class PackedSource:
+    """One source's tokens: document d is tokens[bounds[d]:bounds[d + 1]], its end-of-text token, if any, included.
+
+    domains: (D,), the index of each document's domain among the owned ones, or -1.
+    """
 
     tokens: Tokens
     bounds: Integers
@@ -75,6 +78,7 @@ class _Source:
 
     @property
     def size(self) -> int:
+        """Tokens of one epoch."""
         return len(self.tokens)
 
     def order(self, seed: int, index: int, epoch: int) -> tuple[Integers, Integers]:
@@ -87,7 +91,7 @@ class _Source:
 class PackedDataset:
     """Batches as a pure function of (seed, cursor)."""
 
-    def __init__(self, sources: Sequence[_Source], weights: Sequence[float], sequence_length: int, seed: int,
+    def __init__(self, sources: Sequence[PackedSource], weights: Sequence[float], sequence_length: int, seed: int,
                  fingerprint: str) -> None:  # fmt: skip
         self.sequence_length = sequence_length
         self.seed = seed
@@ -123,7 +127,7 @@ class PackedDataset:
         weights = weights if weights is not None else [1.0] * (1 + max((d.source_index for d in documents), default=0))
         if any(weight <= 0 for weight in weights) or any(d.source_index >= len(weights) for d in documents):
             raise UsageError("every source needs a weight above 0")
-        sources: list[_Source] = []
+        sources: list[PackedSource] = []
         kept: list[float] = []
         digest = hashlib.sha256(tokenizer.fingerprint.encode())
         digest.update(json.dumps([list(domains), sequence_length, list(weights), seed, phrase_share]).encode())
@@ -208,11 +212,11 @@ class PackedDataset:
 
 def _pack(
     documents: Sequence[Document], tokenizer: TextEncoder, index_of: dict[str, int], ending: Sequence[int]
-) -> _Source:
+) -> PackedSource:
     """The documents' tokens, each document's followed by `ending`."""
     encoded = encode_documents(documents, tokenizer)
     end = np.array(ending, dtype=encoded[0].dtype)
     bounds = np.cumsum([0, *(len(ids) + len(end) for ids in encoded)]).astype(np.int64)
     tokens = np.concatenate([part for ids in encoded for part in (ids, end)])
     domains = np.array([index_of.get(document.domain or "", -1) for document in documents], dtype=np.int64)
-    return _Source(tokens, bounds, domains)
+    return PackedSource(tokens, bounds, domains)

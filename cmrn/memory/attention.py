@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrn.config import CMRNConfig
-from cmrn.layers import CausalConv, Linear, Norm, segment_numbers, unit
+from cmrn.layers import CausalConv, Linear, Norm, narrow_type, project, reads_one, unit
+from cmrn.memory.window import document_begins, windowed_read
 from cmrn.records import Segments, WorkingMemory
 
 __all__ = ["MemoryAttention"]
@@ -41,7 +42,7 @@ class MemoryAttention(nn.Module):
     def initial_state(self, x_BTD: Tensor) -> WorkingMemory:
         """An empty working memory."""
         batch, dim = x_BTD.shape[0], self.heads * self.width
-        entries = x_BTD.new_zeros(batch, self.heads, self.window, self.width)
+        entries = x_BTD.new_zeros(()).expand(batch, self.heads, self.window, self.width)
         valid = torch.zeros(batch, self.window, dtype=torch.bool, device=x_BTD.device)
         return WorkingMemory(entries, entries, valid, x_BTD.new_zeros(batch, self.key_conv.width - 1, dim))
 
@@ -49,57 +50,67 @@ class MemoryAttention(nn.Module):
         self, x_BTD: Tensor, previous: WorkingMemory | None, segments: Segments
     ) -> tuple[Tensor, WorkingMemory]:
         """(x_BTD, working memory after the chunk). Queries, keys and values carry gradient, carried entries too."""
-        previous = previous or self.initial_state(x_BTD)
+        if reads_one(self, x_BTD, segments):
+            return self._one(x_BTD, previous or self.initial_state(x_BTD), segments)
         u_BTD = self.norm(x_BTD)
-        raw_key, tail = self.key_conv(self.key(u_BTD), previous.tail_BTC, segments)
-        query = unit(self._heads(self.query(u_BTD))) * self.log_temperature.exp()[:, None, None]
-        key = unit(self._heads(raw_key))
-        value = self._heads(self.value(u_BTD))
-        keys = torch.cat([previous.keys_BHWC.to(key.dtype), key], 2)
-        values = torch.cat([previous.values_BHWC.to(value.dtype), value], 2)
-        number = segment_numbers(segments, x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
-        owner = torch.cat([torch.where(previous.valid_BW, 0, -1), number], 1)
-        read = self._read(query.to(value.dtype), keys.to(value.dtype), values, number, owner)
-        read_BTC = read.transpose(1, 2).flatten(2) * F.silu(self.gate(u_BTD))
-        x_BTD = x_BTD + self.dropout(self.output(read_BTC))
-        return x_BTD, self._keep(keys, values, owner, tail, segments)
+        query, raw_key, value, gate = project(u_BTD, (self.query,), (self.key,), (self.value,), (self.gate,))
+        tail_BTC = None if previous is None else previous.tail_BTC
+        (k_BTHC,), tail = self.key_conv.heads(raw_key, tail_BTC, segments, self.width)
+        v_BTHC = value.unflatten(-1, (self.heads, self.width))
+        q_BTHC = unit(query.unflatten(-1, (self.heads, self.width))) * self.log_temperature.exp()[:, None]
+        first_BT = document_begins(segments, x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
+        q_BTHC, k_BTHC = q_BTHC.to(v_BTHC.dtype), k_BTHC.to(v_BTHC.dtype)
+        read = windowed_read(q_BTHC, k_BTHC, v_BTHC, self.null_key, self.window, first_BT, previous)
+        x_BTD = x_BTD + self.dropout(self.output(read.flatten(2) * F.silu(gate)))
+        return x_BTD, self._keep(k_BTHC, v_BTHC, first_BT, previous or self.initial_state(x_BTD), tail, segments)
 
-    def _heads(self, x_BTC: Tensor) -> Tensor:
-        heads: Tensor = x_BTC.unflatten(-1, (self.heads, self.width))
-        return heads.transpose(1, 2)
+    def _one(self, x_B1D: Tensor, previous: WorkingMemory, segments: Segments) -> tuple[Tensor, WorkingMemory]:
+        """`forward` for one token a row without gradient, in three launches."""
+        from cmrn.memory.decode_triton import memory_one
 
-    def _read(self, q: Tensor, keys: Tensor, values: Tensor, number_BT: Tensor, owner: Tensor) -> Tensor:
-        """(B,H,T,C): each block of up to W queries against the 2W entries that any of them may read."""
-        length = q.shape[2]
-        size = min(self.window, length)
-        pad = -length % size
-        span = self.window + size
-        q = F.pad(q, (0, 0, 0, pad)).unflatten(2, (-1, size))
-        keys, values = (F.pad(x, (0, 0, 0, pad)).unfold(2, span, size).mT for x in (keys, values))
-        asks = F.pad(number_BT, (0, pad)).unflatten(1, (-1, size))
-        owns = F.pad(owner, (0, pad), value=-1).unfold(1, span, size)
-        place = torch.arange(span, device=q.device) - torch.arange(size, device=q.device)[:, None]
-        readable = (place >= 0) & (place < self.window) & (asks[..., :, None] == owns[..., None, :])
-        null = (q * self.null_key.to(q.dtype)[:, None, None]).sum(-1, keepdim=True)
-        scores = (q @ keys.mT).masked_fill(~readable[:, None], -torch.inf)
-        weights = torch.cat([null, scores], -1).softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
-        read = weights[..., 1:].to(values.dtype) @ values
-        return read.flatten(2, 3)[:, :, :length]
+        x_BD, tail, keys, values, valid = memory_one(
+            x_B1D[:, 0],
+            self.norm.weight,
+            [layer.weight for layer in (self.query, self.key, self.value, self.gate)],
+            self.key_conv.weight,
+            self.log_temperature,
+            self.null_key,
+            self.output.weight,
+            self.norm.eps,
+            narrow_type(x_B1D),
+            None if segments.start_BT is None else segments.start_BT[:, 0],
+            previous.tail_BTC,
+            previous.keys_BHWC,
+            previous.values_BHWC,
+            previous.valid_BW,
+        )
+        return x_BD[:, None], WorkingMemory(keys, values, valid, tail)
 
-    def _keep(self, keys: Tensor, values: Tensor, owner: Tensor, tail: Tensor, segments: Segments) -> WorkingMemory:
+    def _keep(
+        self,
+        k_BTHC: Tensor,
+        v_BTHC: Tensor,
+        first_BT: Tensor | None,
+        previous: WorkingMemory,
+        tail: Tensor,
+        segments: Segments,
+    ) -> WorkingMemory:
         """The last W entries of the document each row is in."""
-        if segments.real_BT is None:
-            keys, values, owner = keys[:, :, -self.window :], values[:, :, -self.window :], owner[:, -self.window :]
-        else:
-            last = segments.real_BT.sum(1, keepdim=True) + torch.arange(self.window, device=keys.device)
+        length, real_BT = k_BTHC.shape[1], segments.real_BT
+        valid = F.pad(previous.valid_BW, (0, length), value=True)
+        if first_BT is not None:
+            places = torch.arange(-self.window, length, device=k_BTHC.device)
+            valid = valid & ((places >= first_BT[:, -1:]) | (first_BT[:, -1:] < 0))
+        pairs = [(previous.keys_BHWC, k_BTHC.transpose(1, 2)), (previous.values_BHWC, v_BTHC.transpose(1, 2))]
+        if real_BT is not None:
+            last = real_BT.sum(1, keepdim=True) + torch.arange(self.window, device=k_BTHC.device)
             index = last[:, None, :, None].expand(-1, self.heads, -1, self.width)
-            keys, values, owner = keys.gather(2, index), values.gather(2, index), owner.gather(1, last)
-        current = segment_count(segments, owner)
-        return WorkingMemory(keys, values, owner == current, tail)
-
-
-def segment_count(segments: Segments, like: Tensor) -> Tensor:
-    """(B,1): the number of the document each row ends in."""
-    if segments.start_BT is None:
-        return torch.zeros_like(like[:, :1])
-    return segments.start_BT.sum(1, keepdim=True)
+            keys, values = (torch.cat([a.to(b.dtype), b], 2).gather(2, index) for a, b in pairs)
+            valid = valid.gather(1, last)
+        else:
+            valid = valid[:, length:]
+            if length >= self.window:
+                keys, values = (new[:, :, length - self.window :] for _, new in pairs)
+            else:
+                keys, values = (torch.cat([a[:, :, length:].to(b.dtype), b], 2) for a, b in pairs)
+        return WorkingMemory(keys, values, valid, tail)

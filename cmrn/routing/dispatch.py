@@ -50,8 +50,8 @@ def gather_rows(x_ND: Tensor, plan: Dispatch) -> Tensor:
 
 def combine(y_MD: Tensor, plan: Dispatch, gates_NK: Tensor) -> Tensor:
     """y_ND = Σ_k gate_k · y[place of (n, k)]: undoes `dispatch`. Gradient reaches rows and gates."""
-    rows_NKD: Tensor = _Scatter.apply(y_MD, plan.place_NK)  # type: ignore[no-untyped-call]
-    return (gates_NK.to(y_MD.dtype)[:, None] @ rows_NKD)[:, 0]
+    result: Tensor = _Combine.apply(y_MD, gates_NK.to(y_MD.dtype), plan.place_NK)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Gather(torch.autograd.Function):
@@ -68,17 +68,22 @@ class _Gather(torch.autograd.Function):
         return grad_MD[place_NK].sum(1), None, None
 
 
-class _Scatter(torch.autograd.Function):
-    """y[place], (N,K,D); its gradient goes back to those rows, which are distinct, and is zero at padding."""
+class _Combine(torch.autograd.Function):
+    """Σ_k gate_k · y[place_k]; gradients go back to rows that are distinct, zero at padding, and to the gates."""
 
     @staticmethod
-    def forward(ctx: Any, y_MD: Tensor, place_NK: Tensor) -> Tensor:
-        ctx.save_for_backward(place_NK)
-        ctx.rows = y_MD.shape[0]
-        return y_MD[place_NK]
+    def forward(ctx: Any, y_MD: Tensor, gates_NK: Tensor, place_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(y_MD, gates_NK, place_NK)
+        result_ND = y_MD[place_NK[:, 0]] * gates_NK[:, :1]
+        for k in range(1, place_NK.shape[1]):
+            result_ND.addcmul_(y_MD[place_NK[:, k]], gates_NK[:, k : k + 1])
+        return result_ND
 
     @staticmethod
-    def backward(ctx: Any, grad_NKD: Tensor) -> tuple[Tensor, None]:
-        (place_NK,) = ctx.saved_tensors
-        grad_MD = grad_NKD.new_zeros(ctx.rows, grad_NKD.shape[-1])
-        return grad_MD.index_copy_(0, place_NK.flatten(), grad_NKD.flatten(0, 1)), None
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, None]:
+        y_MD, gates_NK, place_NK = ctx.saved_tensors
+        grad_MD, grad_NK = torch.zeros_like(y_MD), torch.empty_like(gates_NK)
+        for k in range(place_NK.shape[1]):
+            grad_MD.index_copy_(0, place_NK[:, k], grad_ND * gates_NK[:, k : k + 1])
+            grad_NK[:, k] = (y_MD[place_NK[:, k]] * grad_ND).sum(-1)
+        return grad_MD, grad_NK, None

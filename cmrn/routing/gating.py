@@ -8,7 +8,10 @@ from torch.nn import functional as F
 
 from cmrn.records import Routing
 
-__all__ = ["choose_experts", "fixed_choice", "hash_experts"]
+__all__ = ["MOST_TOGETHER", "choose_experts", "fixed_choice", "hash_experts"]
+
+MOST_TOGETHER = 128
+"""Experts that a GPU chooses among in one launch; more take the plain form."""
 
 
 def choose_experts(logits_BTE: Tensor, bias_E: Tensor, temperature: Tensor, k: int, *, noisy: bool) -> Routing:
@@ -20,6 +23,8 @@ def choose_experts(logits_BTE: Tensor, bias_E: Tensor, temperature: Tensor, k: i
     Source: Shazeer et al. 2017, "Outrageously Large Neural Networks", eq. 3–5, with Gumbel noise; DeepSeek-V3 2024,
     eq. 16, for the bias.
     """
+    if logits_BTE.is_cuda and logits_BTE.dtype == torch.float32 and logits_BTE.shape[-1] <= MOST_TOGETHER:
+        return _choose_together(logits_BTE, bias_E, temperature, k, noisy=noisy)
     scaled_BTE = logits_BTE / temperature
     ranked_BTE = scaled_BTE.detach() + bias_E
     if noisy:
@@ -34,7 +39,17 @@ def choose_experts(logits_BTE: Tensor, bias_E: Tensor, temperature: Tensor, k: i
     return Routing(weights_BTE, chosen_BTK, gates_BTK, logits_BTE)
 
 
-def hash_experts(numbers_BT: Tensor, num_experts: int, k: int, salt: int) -> Tensor:
+def _choose_together(logits_BTE: Tensor, bias_E: Tensor, temperature: Tensor, k: int, *, noisy: bool) -> Routing:
+    """The same in one launch."""
+    from cmrn.routing.choice_triton import choose
+
+    uniform_NE = torch.rand_like(logits_BTE).flatten(0, 1) if noisy else None
+    choice = choose(logits_BTE.flatten(0, 1), bias_E, temperature, uniform_NE, k)
+    weights_BTE, chosen_BTK, gates_BTK = (each.unflatten(0, logits_BTE.shape[:2]) for each in choice)
+    return Routing(weights_BTE, chosen_BTK, gates_BTK, logits_BTE)
+
+
+def hash_experts(numbers_BT: Tensor, num_experts: int, k: int, salt: int | Tensor) -> Tensor:
     """(B,T,K) distinct experts, a fixed function of each number; spread evenly over the experts.
 
     The first is a multiplicative hash; the others follow it at equal steps round the list of experts.

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrn.config import CMRNConfig
-from cmrn.layers import CausalConv, Linear, Norm
+from cmrn.layers import CausalConv, Linear, Norm, narrow_type, reads_one
 from cmrn.records import Routing, Segments
-from cmrn.routing.gating import choose_experts, fixed_choice, hash_experts
+from cmrn.routing.gating import MOST_TOGETHER, choose_experts, fixed_choice, hash_experts
 
 __all__ = ["DynamicRouter", "RoutingNetwork", "SemanticParser"]
 
@@ -56,10 +56,13 @@ class RoutingNetwork(nn.Module):
 class DynamicRouter(nn.Module):
     """Parses the stream and chooses routing_k experts for every token, by `routing_strategy`."""
 
+    salt: Tensor
+
     def __init__(self, config: CMRNConfig, block: int) -> None:
         super().__init__()
         self.strategy, self.k, self.num_experts = config.routing_strategy, config.routing_k, config.num_experts
-        self.block = block
+        # A tensor, so that compiled code serves every block.
+        self.register_buffer("salt", torch.tensor(block), persistent=False)
         self.semantic_parser = SemanticParser(config) if self.strategy == "learned" else None
         self.routing_network = RoutingNetwork(config) if self.strategy == "learned" else None
 
@@ -68,9 +71,38 @@ class DynamicRouter(nn.Module):
     ) -> tuple[Routing, Tensor | None]:
         """(routing, tail to carry). numbers_BT is what a fixed strategy hashes: token ids, or places in a document."""
         if self.semantic_parser is None or self.routing_network is None:
-            chosen_BTK = hash_experts(numbers_BT, self.num_experts, self.k, self.block)
+            chosen_BTK = hash_experts(numbers_BT, self.num_experts, self.k, self.salt)
             return fixed_choice(chosen_BTK, self.num_experts, torch.promote_types(x_BTD.dtype, torch.float32)), None
+        if reads_one(self, x_BTD, segments) and self.num_experts <= MOST_TOGETHER:
+            return self._one(self.semantic_parser, self.routing_network, x_BTD, tail_BTC, segments)
         tags, tail = self.semantic_parser(x_BTD, tail_BTC, segments)
         network = self.routing_network
         routing = choose_experts(network(tags), network.bias_E, network.temperature, self.k, noisy=self.training)
         return routing, tail
+
+    def _one(
+        self,
+        parser: SemanticParser,
+        network: RoutingNetwork,
+        x_B1D: Tensor,
+        tail_BTC: Tensor | None,
+        segments: Segments,
+    ) -> tuple[Routing, Tensor]:
+        """`forward` for one token a row without gradient and noise, in one launch."""
+        from cmrn.routing.decode_triton import route_one
+
+        logits, weights, indices, gates, tail = route_one(
+            x_B1D[:, 0],
+            parser.norm.weight,
+            parser.norm.eps,
+            parser.conv.weight,
+            parser.conv.initial_tail(x_B1D) if tail_BTC is None else tail_BTC,
+            None if segments.start_BT is None else segments.start_BT[:, 0],
+            parser.projection.weight,
+            network.weight_ER,
+            network.bias_E,
+            network.temperature,
+            self.k,
+            narrow_type(x_B1D),
+        )
+        return Routing(weights[:, None], indices[:, None], gates[:, None], logits[:, None]), tail

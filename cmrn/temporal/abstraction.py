@@ -16,7 +16,10 @@ __all__ = ["TemporalAbstraction"]
 
 
 class TemporalAbstraction(nn.Module):
-    """temporal_layers x TemporalLayer, layer i with the timescale 2**i, then the EventChainTracker."""
+    """temporal_layers x TemporalLayer, layer i with the timescale 2**i, then the EventChainTracker.
+
+    `forward` is `read`, then `track`. A model reads in every block and tracks in the last alone, whose events it shows.
+    """
 
     def __init__(self, config: CMRNConfig) -> None:
         super().__init__()
@@ -35,11 +38,28 @@ class TemporalAbstraction(nn.Module):
         read on. Both x and the layers' memories carry gradient; events do not.
         """
         segments = segments or Segments()
+        x, states = self.read(x, previous_states, segments)
+        event_chain, temporal_states = self.track(states, previous_states, segments)
+        return x, temporal_states, event_chain
+
+    def read(
+        self, x: Tensor, previous_states: Sequence[TemporalState | EventState] | None, segments: Segments
+    ) -> tuple[Tensor, tuple[TemporalState, ...]]:
+        """(x_BTD, one state a layer): the stream after all layers."""
         states: list[TemporalState] = []
         for i, layer in enumerate(self.layers):
             previous = cast(TemporalState, previous_states[i]) if previous_states else None
             x, state = layer(x, previous, segments)
             states.append(state)
+        return x, tuple(states)
+
+    def track(
+        self,
+        states: Sequence[TemporalState],
+        previous_states: Sequence[TemporalState | EventState] | None,
+        segments: Segments,
+    ) -> tuple[EventChain, tuple[TemporalState | EventState, ...]]:
+        """(event_chain, temporal_states): where what was just read begins events, and the states with the tracker's."""
         tracked = cast(EventState, previous_states[-1]) if previous_states else None
         event_chain, event_state = self.event_tracker.update(states, tracked, segments)
-        return x, (*states, event_state), event_chain
+        return event_chain, (*states, event_state)

@@ -3,7 +3,7 @@
 Within a chunk of C tokens, with γ_i = Σ_{j≤i} g_j, D_ij = e^{γ_i−γ_j} for j ≤ i and S the state before the chunk, the
 errors u of all tokens solve
     (I + A) U = β V − (β e^γ K) S,    A_ij = β_i D_ij k_i·k_j  for j < i,
-one triangular solve for all chunks at once, which gives U = X − W S (the WY form); then
+whose triangular inverse, for all chunks at once, gives U = X − W S (the WY form); then
     O = (e^γ Q) S + (D ∘ QKᵀ) U,    S' = e^{γ_C} S + (D_C K)ᵀ U,
 where D_C is the last row of D. Source: Yang et al. 2024, "Gated Delta Networks", section 3.3. Differs: g = -inf starts
 a document afresh, which makes D and e^γ zero across the document's first token.
@@ -50,11 +50,11 @@ class _Decay(NamedTuple):
     from_start_C: Tensor
 
 
-def _decay(g_BHNC: Tensor) -> _Decay:
-    begins = g_BHNC.isneginf()
-    gamma = g_BHNC.masked_fill(begins, 0.0).cumsum(-1)
-    size = g_BHNC.shape[-1]
-    apart = torch.ones(size, size, dtype=torch.bool, device=g_BHNC.device).triu(1)
+def _decay(g: Tensor) -> _Decay:
+    begins = g.isneginf()
+    gamma = g.masked_fill(begins, 0.0).cumsum(-1)
+    size = g.shape[-1]
+    apart = torch.ones(size, size, dtype=torch.bool, device=g.device).triu(1)
     if bool(begins.any()):
         segment = begins.cumsum(-1)
         apart = apart | (segment[..., :, None] != segment[..., None, :])
@@ -66,101 +66,103 @@ def _decay(g_BHNC: Tensor) -> _Decay:
 
 
 class _ChunkedRule(torch.autograd.Function):
-    """(q, k, v, g, beta) split into chunks (B,H,N,C,…) and a state, to (o, state, surprise)."""
+    """(q, k, v, g, beta) split into chunks (N,B,H,C,…) and a state, to (o, state, surprise)."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         narrow, wide = q.dtype, state.dtype
-        decay = _decay(g)
-        between, from_start = decay
+        between, from_start = _decay(g)
         keys_CC = (k @ k.mT).to(wide)
         mixing = (keys_CC * between).mul_(beta[..., None]).tril_(-1)
-        drive = torch.cat([v.to(wide) * beta[..., None], k.to(wide) * (beta * from_start)[..., None]], -1)
-        solved = torch.linalg.solve_triangular(mixing, drive, upper=False, unitriangular=True)
-        fresh, reaction = solved.split([v.shape[-1], k.shape[-1]], -1)
-        reaction = reaction.to(narrow)
+        identity = torch.eye(k.shape[-2], dtype=wide, device=k.device).expand_as(mixing)
+        inverse = torch.linalg.solve_triangular(mixing, identity, upper=False, unitriangular=True).to(narrow)
+        start, narrow_beta = from_start[..., None].to(narrow), beta[..., None].to(narrow)
+        fresh = inverse @ (v * narrow_beta)
+        reaction = inverse @ (k * (narrow_beta * start))
         write = k * between[..., -1, :, None].to(narrow)
-        errors, states = torch.empty_like(v, dtype=narrow), q.new_empty(*q.shape[:3], *state.shape[2:])
-        surprise = torch.empty_like(g)
-        for n in range(k.shape[2]):
-            states[:, :, n] = state
-            error = fresh[:, :, n] - reaction[:, :, n] @ states[:, :, n]
-            errors[:, :, n] = error
-            surprise[:, :, n] = error.norm(dim=-1)
-            state = from_start[:, :, n, -1, None, None] * state + write[:, :, n].mT @ errors[:, :, n]
-        scores = (q @ k.mT) * between.to(narrow)
-        o = (q * from_start[..., None].to(narrow)) @ states
+        errors, states = torch.empty_like(v), q.new_empty(*q.shape[:3], *state.shape[2:])
+        whole = from_start[..., -1, None, None]
+        for n in range(k.shape[0]):
+            states[n] = state
+            torch.sub(fresh[n], reaction[n] @ states[n], out=errors[n])
+            state = torch.addcmul((write[n].mT @ errors[n]).to(wide), whole[n], state)
+        scores = (q @ k.mT).mul_(between.to(narrow))
+        o = (q * start) @ states
         o += scores @ errors
-        ctx.save_for_backward(q, k, v, g, beta, mixing, fresh, reaction, errors, states, between, from_start)
+        surprise = torch.linalg.vector_norm(errors, dim=-1, dtype=wide)
+        ctx.save_for_backward(q, k, v, g, beta, keys_CC, inverse, fresh, reaction, errors, states, between, from_start)
         ctx.mark_non_differentiable(surprise)
         ctx.set_materialize_grads(False)
         return o, state, surprise
 
     @staticmethod
     def backward(ctx: Any, grad_o: Tensor | None, grad_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        q, k, v, g, beta, mixing, fresh, reaction, errors, states, between, from_start = ctx.saved_tensors
-        narrow, wide = q.dtype, mixing.dtype
-        grad_o = torch.zeros_like(errors) if grad_o is None else grad_o.contiguous()
+        q, k, v, g, beta, keys_CC, inverse, fresh, reaction, errors, states, between, from_start = ctx.saved_tensors
+        narrow, wide = q.dtype, keys_CC.dtype
+        grad_o = torch.zeros_like(errors) if grad_o is None else grad_o.to(narrow).contiguous()
         if grad_state is None:
-            grad_state = mixing.new_zeros(*states.shape[:2], *states.shape[3:])
+            grad_state = keys_CC.new_zeros(states.shape[1:])
         narrow_between, start = between.to(narrow), from_start[..., None].to(narrow)
-        read, write = q * start, k * between[..., -1, :, None].to(narrow)
+        last = narrow_between[..., -1, :, None]
+        read, write, whole = q * start, k * last, from_start[..., -1, None, None]
 
-        scores = (q @ k.mT) * narrow_between
+        scores = (q @ k.mT).mul_(narrow_between)
         grad_errors = scores.mT @ grad_o
-        grad_write, grad_whole = torch.empty_like(k), torch.empty_like(from_start[..., -1])
-        grad_reaction = torch.empty_like(reaction)
-        for n in reversed(range(k.shape[2])):
-            before, after = states[:, :, n], grad_state.to(narrow)
-            grad_errors[:, :, n] += write[:, :, n] @ after
-            grad_write[:, :, n] = errors[:, :, n] @ after.mT
-            grad_whole[:, :, n] = (before.to(wide) * grad_state).sum((-2, -1))
-            grad_reaction[:, :, n] = -(grad_errors[:, :, n] @ before.mT)
-            grad_state = from_start[:, :, n, -1, None, None] * grad_state
-            grad_state += read[:, :, n].mT @ grad_o[:, :, n] - reaction[:, :, n].mT @ grad_errors[:, :, n]
+        grad_write, grad_reaction, grad_states = torch.empty_like(k), torch.empty_like(k), torch.empty_like(states)
+        for n in reversed(range(k.shape[0])):
+            grad_states[n] = grad_state
+            grad_errors[n] += write[n] @ grad_states[n]
+            change = (read[n].mT @ grad_o[n]).sub_(reaction[n].mT @ grad_errors[n])
+            grad_state = torch.addcmul(change.to(wide), whole[n], grad_state)
+        torch.matmul(errors, grad_states.mT, out=grad_write)
+        torch.matmul(grad_errors, states.mT, out=grad_reaction).neg_()
+        grad_whole = _dot(states.flatten(-2), grad_states.flatten(-2), wide)
 
-        grad_solved = torch.cat([grad_errors, grad_reaction], -1).to(wide)
-        grad_drive = torch.linalg.solve_triangular(mixing.mT, grad_solved, upper=True, unitriangular=True)
-        solved = torch.cat([fresh.to(narrow), reaction], -1)
-        grad_mixing = -(grad_drive.to(narrow) @ solved.mT).to(wide).tril(-1)
-        from_value, from_key = grad_drive.split([v.shape[-1], k.shape[-1]], -1)
-        key_part = (from_key * k).sum(-1)
-        grad_beta = (from_value * v).sum(-1) + key_part * from_start
-        grad_v = (from_value * beta[..., None]).to(narrow)
+        from_value, from_key = inverse.mT @ grad_errors, inverse.mT @ grad_reaction
+        grad_mixing = (from_value @ fresh.mT).add_(from_key @ reaction.mT).to(wide).neg_().tril_(-1)
+        key_part = _dot(from_key, k, wide)
+        narrow_beta = beta[..., None].to(narrow)
+        grad_beta = _dot(from_value, v, wide) + key_part * from_start
+        grad_v = from_value * narrow_beta
 
-        keys_CC = (k @ k.mT).to(wide)
-        mixed = grad_mixing * between
-        grad_beta += (mixed * keys_CC).sum(-1)
-        mixed *= beta[..., None]
+        mixed = grad_mixing.mul_(between)
+        attenuated = mixed * keys_CC
+        grad_beta += attenuated.sum(-1)
         grad_scores = grad_o @ errors.mT
-        spread = mixed * keys_CC + grad_scores * scores
-        spread[..., -1, :] += (grad_write * write).sum(-1, dtype=wide)
-        symmetric = (mixed + mixed.mT).to(narrow)
-        attended = grad_scores * narrow_between
+        spread = attenuated.mul_(beta[..., None]).add_(grad_scores * scores)
+        spread[..., -1, :] += _dot(grad_write, write, wide)
+        mixed = mixed.mul_(beta[..., None]).to(narrow)
+        attended = grad_scores.mul_(narrow_between)
         grad_read = grad_o @ states.mT
         grad_q = torch.addcmul(attended @ k, grad_read, start)
-        grad_k = symmetric @ k + attended.mT @ q + grad_write * between[..., -1, :, None].to(narrow)
-        grad_k += (from_key * (beta * from_start)[..., None]).to(narrow)
+        grad_k = (mixed + mixed.mT) @ k
+        grad_k += attended.mT @ q
+        grad_k.addcmul_(grad_write, last).addcmul_(from_key, narrow_beta * start)
 
-        grad_start = (grad_read * q).sum(-1, dtype=wide) + key_part * beta
+        grad_start = _dot(grad_read, q, wide) + key_part * beta
         grad_start[..., -1] += grad_whole
         grad_gamma = spread.sum(-1) - spread.sum(-2) + grad_start * from_start
         grad_g = grad_gamma.flip(-1).cumsum(-1).flip(-1).masked_fill_(g.isneginf(), 0.0)
         return grad_q, grad_k, grad_v, grad_g, grad_beta, grad_state
 
 
+def _dot(x: Tensor, y: Tensor, wide: torch.dtype) -> Tensor:
+    """Σ x·y over the last dimension, summed in the wide type."""
+    return (x * y).sum(-1, dtype=wide)
+
+
 def _split(x: Tensor, size: int) -> Tensor:
-    """(B,T,H,…) to (B,H,N,C,…), zeros after the end: they decay nothing and write nothing."""
+    """(B,T,H,…) to (N,B,H,C,…), zeros after the end: they decay nothing and write nothing."""
     padding = -x.shape[1] % size
     if padding:
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, padding))
     chunks: Tensor = x.unflatten(1, (-1, size))
-    return chunks.movedim(3, 1).contiguous()
+    return chunks.movedim(3, 1).movedim(2, 0).contiguous()
 
 
 def _join(x: Tensor, length: int) -> Tensor:
-    """(B,H,N,C,…) back to (B,T,H,…)."""
-    joined: Tensor = x.movedim(1, 3).flatten(1, 2)
+    """(N,B,H,C,…) back to (B,T,H,…)."""
+    joined: Tensor = x.movedim(0, 2).movedim(1, 3).flatten(1, 2)
     return joined[:, :length]

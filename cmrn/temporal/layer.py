@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrn.config import CMRNConfig
-from cmrn.layers import CausalConv, Linear, Norm, unit
+from cmrn.layers import CausalConv, Linear, Norm, narrow_type, project, reads_one
 from cmrn.records import Segments, TemporalState
 from cmrn.temporal.rule import gated_delta_rule
 
 __all__ = ["TemporalLayer"]
+
+WIDEST_ONE = 256
+"""Widest head whose rows the kernel for one token holds."""
 
 
 class TemporalLayer(nn.Module):
@@ -63,22 +66,47 @@ class TemporalLayer(nn.Module):
         """(x_BTD, state): the stream with this layer's reading added, and what to carry to the next call."""
         segments = segments or Segments()
         previous = previous or self.initial_state(x_BTD)
+        if reads_one(self, x_BTD, segments) and self.width <= WIDEST_ONE:
+            return self._one(x_BTD, previous, segments)
         u_BTD = self.norm(x_BTD)
-        qkv = torch.cat([self.query(u_BTD), self.key(u_BTD), self.value(u_BTD)], -1)
-        mixed, tail = self.conv(qkv, previous.tail_BTC, segments)
-        qk, v = F.silu(mixed).unflatten(-1, (-1, self.width)).split([2 * self.heads, self.heads], 2)
-        q, k = unit(qk).chunk(2, 2)
-        g_BTH, beta_BTH = self._rates(u_BTD, segments, previous.memory_BHKV.dtype)
+        qkv, gate, decay, beta = project(
+            u_BTD, (self.query, self.key, self.value), (self.gate,), (self.decay,), (self.beta,)
+        )
+        (q, k, v), tail = self.conv.heads(qkv, previous.tail_BTC, segments, self.width, parts=3, units=2, silu=True)
+        g_BTH, beta_BTH = self._rates(decay, beta, segments, previous.memory_BHKV.dtype)
         o_BTHV, memory, surprise = gated_delta_rule(q, k, v, g_BTH, beta_BTH, previous.memory_BHKV)
-        gated = self.output_norm(o_BTHV) * F.silu(self.gate(u_BTD)).view_as(o_BTHV)
+        gated = self.output_norm(o_BTHV) * F.silu(gate).view_as(o_BTHV)
         x_BTD = x_BTD + self.dropout(self.output(gated.flatten(-2)))
         return x_BTD, TemporalState(memory, tail, surprise.detach().mean(-1))
 
-    def _rates(self, u_BTD: Tensor, segments: Segments, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _one(self, x_B1D: Tensor, previous: TemporalState, segments: Segments) -> tuple[Tensor, TemporalState]:
+        """`forward` for one token a row without gradient, in three launches."""
+        from cmrn.temporal.decode_triton import layer_one
+
+        layers = (self.query, self.key, self.value, self.gate, self.decay, self.beta)
+        x_BD, tail, memory, surprise_B = layer_one(
+            x_B1D[:, 0],
+            self.norm.weight,
+            [layer.weight for layer in layers],
+            self.conv.weight,
+            (self.log_rate, self.decay_bias, float(self.timescale)),
+            self.output_norm.weight,
+            self.output.weight,
+            self.norm.eps,
+            narrow_type(x_B1D),
+            None if segments.start_BT is None else segments.start_BT[:, 0],
+            previous.tail_BTC,
+            previous.memory_BHKV,
+        )
+        return x_BD[:, None], TemporalState(memory, tail, surprise_B[:, None])
+
+    def _rates(
+        self, decay_BTH: Tensor, beta_BTH: Tensor, segments: Segments, wide: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """g = log α and β in the state's type: -inf where a document begins, and 0 for both at padding."""
         rate = self.log_rate.to(wide).exp() / self.timescale
-        g_BTH = -rate * F.softplus(self.decay(u_BTD).to(wide) + self.decay_bias.to(wide))
-        beta_BTH = self.beta(u_BTD).to(wide).sigmoid()
+        g_BTH = -rate * F.softplus(decay_BTH.to(wide) + self.decay_bias.to(wide))
+        beta_BTH = beta_BTH.to(wide).sigmoid()
         if segments.real_BT is not None:
             padding = ~segments.real_BT[..., None]
             g_BTH, beta_BTH = g_BTH.masked_fill(padding, 0.0), beta_BTH.masked_fill(padding, 0.0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmrn.data.packing import Batch
-from cmrn.model import CMRN
+from cmrn.records import Routing
 from cmrn.training.device import Precision, autocast
 
 __all__ = ["StepGradient", "accumulate", "out_of_memory"]
@@ -18,23 +19,25 @@ __all__ = ["StepGradient", "accumulate", "out_of_memory"]
 class StepGradient:
     """What one batch said; the gradient itself is in the parameters.
 
-    loss: nats per scored token, language only, scalar without gradient. loads: each block's (E,) share of choices.
+    loss: nats per scored token, language only, scalar without gradient. loads: each block's (E,) share of choices; none
+    of a model that does not route.
     """
 
     loss: Tensor
     loads: tuple[Tensor, ...]
 
 
-def accumulate(model: CMRN, batch: Batch, micro_batch: int, precision: Precision) -> StepGradient:
+def accumulate(model: nn.Module, batch: Batch, micro_batch: int, precision: Precision) -> StepGradient:
     """Leave in the parameters the gradient of the batch's loss, computed `micro_batch` rows at a time.
 
     Each micro-batch counts by its scored tokens, so the language loss and its gradient are those of the whole batch.
-    The small auxiliary losses are means over tokens of each micro-batch, weighted alike.
+    The small auxiliary losses are means over tokens of each micro-batch, weighted alike. model: called as CMRN is, and
+    returns what has `losses` and `routing`. On CUDA the host waits for nothing, so the call can be captured.
     """
     model.zero_grad(set_to_none=True)
     device = next(model.parameters()).device
     rows = batch.input_ids_BT.shape[0]
-    losses, counts, loads, sizes = [], [], [], []
+    losses, counts, loads = [], [], []
     for start in range(0, rows, micro_batch):
         part = slice(start, start + micro_batch)
         ids_BT, labels_BT, domains_BT, documents_BT = (
@@ -49,15 +52,20 @@ def accumulate(model: CMRN, batch: Batch, micro_batch: int, precision: Precision
         (output.losses.total if whole else output.losses.total * count).backward()
         losses.append(output.losses.language.detach() * count)
         counts.append(count)
-        loads.append(torch.stack(model.expert_loads(output.routing)))
-        sizes.append(len(ids_BT))
+        if output.routing:
+            loads.append(_loads(output.routing) * (len(ids_BT) / rows))
     scored = torch.stack(counts).sum().clamp(min=1)
     if micro_batch < rows:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        torch._foreach_div_(gradients, float(scored))
-    share = torch.tensor(sizes, device=device) / rows
-    loads_LE = (torch.stack(loads) * share[:, None, None]).sum(0)
-    return StepGradient(torch.stack(losses).sum() / scored, tuple(loads_LE))
+        torch._foreach_div_(gradients, scored.float() if device.type == "cuda" else float(scored))
+    return StepGradient(torch.stack(losses).sum() / scored, tuple(torch.stack(loads).sum(0)) if loads else ())
+
+
+def _loads(routing: Sequence[Routing]) -> Tensor:
+    """(L,E) `expert_load` of every block, all at once."""
+    chosen_LBTE = torch.stack([each.weights_BTE.detach() for each in routing]) > 0
+    counts_LE = chosen_LBTE.flatten(1, 2).sum(1).float()
+    return counts_LE / counts_LE.sum(1, keepdim=True).clamp(min=1)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

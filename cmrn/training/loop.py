@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from cmrn.config import TrainingConfig
 from cmrn.data.evaluation import EvaluationSet
 from cmrn.data.packing import Batch, Cursor, PackedDataset
 from cmrn.errors import GuaranteeError, InterruptedRunError, ResourceError
 from cmrn.model import CMRN
-from cmrn.training.accumulate import StepGradient, accumulate, out_of_memory
+from cmrn.training.accumulate import out_of_memory
 from cmrn.training.checkpoint import TrainingState, prune_checkpoints, save_checkpoint
 from cmrn.training.device import Precision
 from cmrn.training.metrics import Evaluation, evaluate
@@ -26,6 +26,7 @@ from cmrn.training.progress import EvaluationReport, Notice, Reporter, StepRepor
 from cmrn.training.random_state import restore_random, save_random
 from cmrn.training.schedule import learning_rate_share, routing_temperature
 from cmrn.training.signals import StopRequest
+from cmrn.training.step import PlainStep, StepResult, training_step
 
 __all__ = ["Progress", "RunSettings", "TrainingLoop"]
 
@@ -65,10 +66,23 @@ class RunSettings:
     resume_hint: str
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A step whose result may still be computed. number: steps done with it; cursor: where its batch was read from."""
+
+    number: int
+    share: float
+    temperature: float
+    cursor: Cursor
+    result: Callable[[], StepResult]
+
+
 class TrainingLoop:
     """Takes steps until max_steps or a stop. Each is followed by the checkpoint and the evaluation that are due.
 
     A step's line, checkpoint and evaluation come in this order, so a run killed between any two misses none of them.
+    On CUDA a step is reported when the next one has been launched, so that the device never waits for a report;
+    whatever saves, evaluates or stops settles the last step first.
     """
 
     def __init__(
@@ -83,17 +97,23 @@ class TrainingLoop:
         self.model, self.optimizers, self.settings = model, optimizers, settings
         self.config, self.progress, self.log, self.request = settings.config, progress, log, request
         self.micro_batch = min(self.config.micro_batch_size or self.config.batch_size, self.config.batch_size)
+        self._take = training_step(
+            model, optimizers, self.config.gradient_clip, settings.precision, capture=self.config.capture == "auto"
+        )
+        self._launched: _Launched | None = None
 
     def run(self, dataset: PackedDataset, held_out: EvaluationSet | None) -> Evaluation:
         """Take the steps that are left; return the last evaluation, of all held-out text."""
         progress, config = self.progress, self.config
         while True:
             if held_out is not None and self._evaluation_due():
+                self._settle()
                 self._evaluate(held_out, config.eval_tokens, final=False)
             if progress.step == config.max_steps:
                 break
             self._step(dataset)
             if progress.step % config.checkpoint_every == 0 or progress.step == config.max_steps:
+                self._settle()
                 self._save()
             self._stop_if_asked()
         self.model.set_routing_temperature(self.model.config.routing_temperature)
@@ -114,28 +134,23 @@ class TrainingLoop:
         share = learning_rate_share(progress.step, config)
         self.model.train()
         self.model.set_routing_temperature(temperature)
-        gradient = self._gradient(batch)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = clip_grad_norm_(parameters, config.gradient_clip)
-        loss, size, *load = torch.stack(
-            [gradient.loss.float(), norm.float(), *torch.stack(gradient.loads).mean(0).float()]
-        ).tolist()
-        finite = bool(torch.isfinite(torch.tensor([loss, size])).all())
-        if finite:
-            self.optimizers.step(share)
-            self.model.update_balance(gradient.loads)
-        self.model.zero_grad(set_to_none=True)
-        read_from, progress.cursor = progress.cursor, cursor
+        result = self._launch(batch, share)
+        before, self._launched = self._launched, None
+        launched = _Launched(progress.step + 1, share, temperature, progress.cursor, result)
+        progress.cursor = cursor
         progress.step += 1
         progress.durations.append(time.monotonic() - started)
-        self._report_step(loss, size, share, load, finite, temperature)
-        self._count_skips(finite, read_from)
+        if before is not None:
+            self._report(before)
+        self._launched = launched
+        if isinstance(self._take, PlainStep):
+            self._settle()
 
-    def _gradient(self, batch: Batch) -> StepGradient:
-        """The batch's gradient; once, with half the micro-batch, where memory did not suffice."""
+    def _launch(self, batch: Batch, share: float) -> Callable[[], StepResult]:
+        """Start the step; once more, with half the micro-batch, where memory did not suffice."""
         document, tensors = save_random()
         try:
-            return accumulate(self.model, batch, self.micro_batch, self.settings.precision)
+            return self._take(batch, self.micro_batch, share)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -152,7 +167,7 @@ class TrainingLoop:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
-            return accumulate(self.model, batch, smaller, self.settings.precision)
+            return self._take(batch, smaller, share)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -160,49 +175,58 @@ class TrainingLoop:
                 f"out of memory at {smaller} sequences at a time", where="training", hint=hint
             ) from error
 
-    def _report_step(
-        self, loss: float, norm: float, share: float, load: list[float], finite: bool, temperature: float
-    ) -> None:
+    def _settle(self) -> None:
+        """Wait for the step that was launched last, if it is not reported yet, and report it."""
+        launched, self._launched = self._launched, None
+        if launched is not None:
+            self._report(launched)
+
+    def _report(self, launched: _Launched) -> None:
+        result = launched.result()
+        self._report_step(launched, result)
+        self._count_skips(launched, result.finite)
+
+    def _report_step(self, launched: _Launched, result: StepResult) -> None:
         progress, config = self.progress, self.config
         mean = sum(progress.durations) / len(progress.durations)
         names = [expert.name for expert in self.model.config.named_experts]
         report = StepReport(
-            step=progress.step,
+            step=launched.number,
             max_steps=config.max_steps,
-            loss=loss,
+            loss=result.loss,
             tokens_per_second=config.batch_size * config.sequence_length / mean,
-            eta_seconds=(config.max_steps - progress.step) * mean,
-            learning_rate=config.learning_rate * share,
-            expert_load=dict(zip(names, load, strict=True)),
-            gradient_norm=norm,
-            skipped=not finite,
+            eta_seconds=(config.max_steps - launched.number) * mean,
+            learning_rate=config.learning_rate * launched.share,
+            expert_load=dict(zip(names, result.load, strict=True)),
+            gradient_norm=result.norm,
+            skipped=not result.finite,
         )
         self.log.append(
             "step",
             report.step,
-            loss=_finite(loss),
-            gradient_norm=_finite(norm),
+            loss=_finite(result.loss),
+            gradient_norm=_finite(result.norm),
             learning_rate=report.learning_rate,
-            routing_temperature=temperature,
+            routing_temperature=launched.temperature,
             tokens_per_s=round(report.tokens_per_second, 1),
             skipped=report.skipped,
             expert_load={name: round(value, 4) for name, value in report.expert_load.items()},
         )
         self.settings.reporter.step(report)
 
-    def _count_skips(self, finite: bool, read_from: Cursor) -> None:
+    def _count_skips(self, launched: _Launched, finite: bool) -> None:
         progress = self.progress
         progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
         progress.skipped += not finite
         if finite:
             return
-        self.log.append("skipped", progress.step, cursor=read_from.to_json())
-        message = f"step {progress.step} was skipped: its loss or gradient is not finite"
+        self.log.append("skipped", launched.number, cursor=launched.cursor.to_json())
+        message = f"step {launched.number} was skipped: its loss or gradient is not finite"
         self.settings.reporter.notice(Notice(message, "warning"))
         if progress.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
             last = f"the last good checkpoint is {progress.checkpoint}; " if progress.checkpoint else ""
             raise GuaranteeError(
-                f"loss or gradient was not finite {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step {progress.step}",
+                f"loss or gradient was not finite {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step {launched.number}",
                 where=str(self.settings.run_dir) if self.settings.run_dir else None,
                 hint=f"{last}lower training.learning_rate, or train with training.precision=float32",
             )
@@ -245,6 +269,7 @@ class TrainingLoop:
         number = self.request.signal_number
         if number is None:
             return
+        self._settle()
         self._save()
         saved = f", saved in {self.progress.checkpoint}" if self.progress.checkpoint else ", nothing was saved"
         raise InterruptedRunError(

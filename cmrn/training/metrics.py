@@ -82,8 +82,10 @@ def _read(
             each.to(device)
             for each in (batch.input_ids_BT, batch.labels_BT, batch.document_ids_BT, batch.attention_mask_BT)
         )
+        # Looked through here, on the host: a device would have to be waited for, or follow a mask that hides nothing.
+        padded = not bool(batch.attention_mask_BT.all())
         with autocast(device, precision):
-            output = model(ids_BT, labels_BT, mask_BT, document_ids=documents_BT, states=states)
+            output = model(ids_BT, labels_BT, mask_BT if padded else None, document_ids=documents_BT, states=states)
         assert output.losses is not None
         count = int(output.losses.scored_tokens)
         nats += float(output.losses.language) * count

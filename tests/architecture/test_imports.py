@@ -16,10 +16,10 @@ from tests.architecture.sources import FOLDERS, Source, imported_modules, read_s
 LAYERS = (
     ("errors",),
     ("config", "strict_yaml"),
-    ("recipe_check", "records"),
+    ("loss_triton", "recipe_check", "records"),
     ("alignment", "convolution_triton", "files", "loss", "recipe", "sampling"),
     ("layers",),
-    ("data", "memory", "routing", "temporal", "tokenizer"),
+    ("data", "memory", "reasoning", "routing", "temporal", "tokenizer"),
     ("experts", "generation", "pretrained"),
     ("model",),
     ("inference", "training"),

@@ -100,8 +100,8 @@ def test_a_token_does_not_read_itself() -> None:
 def test_null_slot_can_take_all_attention() -> None:
     memory, x_BTD = make_memory(4), stream(9)
     with torch.no_grad():
-        query = memory._heads(memory.query(memory.norm(x_BTD)))
-        memory.null_key.copy_(1e3 * query[0, :, -1])
+        query_BTHC = memory.query(memory.norm(x_BTD)).unflatten(-1, (HEADS, -1))
+        memory.null_key.copy_(1e3 * query_BTHC[0, -1])
     y_BTD, _ = memory(x_BTD, None, Segments())
     assert_close(y_BTD[0, -1], x_BTD[0, -1])
     assert not torch.allclose(y_BTD[1], x_BTD[1])

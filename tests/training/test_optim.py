@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from cmrn.config import ExpertConfig
 from cmrn.errors import CheckpointError
 from cmrn.model import CMRN
-from cmrn.training.optim import Muon, OptimizerSet, orthogonalise, parameter_groups
+from cmrn.training.muon import Muon, orthogonalise
+from cmrn.training.optim import OptimizerSet, parameter_groups
 from tests.training.small_run import model_config, training_config
 
 SHAPES = [(8, 24), (24, 8), (8, 24), (16, 16), (5, 3)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from cmrn.errors import GuaranteeError, InterruptedRunError, LockedError, ResourceError, UsageError
 from cmrn.files import verify_folder, writer_lock
 from cmrn.model import CMRN
-from cmrn.training import loop
+from cmrn.training import loop, step
 from cmrn.training.accumulate import StepGradient, accumulate
 from cmrn.training.checkpoint import checkpoints_of, newest_whole
 from cmrn.training.progress import StepReport
@@ -240,7 +240,7 @@ def break_gradients(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
             gradient[0, 0] = float("nan")
         return result
 
-    monkeypatch.setattr(loop, "accumulate", accumulate_broken)
+    monkeypatch.setattr(step, "accumulate", accumulate_broken)
 
 
 def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def fail_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return accumulate(model, batch, micro_batch, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "accumulate", accumulate_within)
+    monkeypatch.setattr(step, "accumulate", accumulate_within)
 
 
 def test_out_of_memory_halves_the_micro_batch_once_then_says_what_to_set(
@@ -325,7 +325,7 @@ def test_another_failure_is_not_taken_for_want_of_memory(monkeypatch: pytest.Mon
     def fail(*_arguments: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(loop, "accumulate", fail)
+    monkeypatch.setattr(step, "accumulate", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         train(None)
 

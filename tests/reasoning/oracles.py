@@ -1,0 +1,123 @@
+"""The same questions put to z3 and to clingo, by translations that share nothing with ours but the formulas."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import clingo
+import z3
+
+from cmrn.reasoning.theory import (
+    And,
+    Constant,
+    Exists,
+    ForAll,
+    Formula,
+    Iff,
+    Implies,
+    Literal,
+    Not,
+    Or,
+    Statement,
+    Theory,
+    Variable,
+    Xor,
+)
+
+THING = z3.DeclareSort("Thing")
+
+
+def to_z3(formula: Formula, names: dict[Variable | Constant, Any] | None = None) -> Any:
+    """The formula over an uninterpreted sort, quantifiers as z3's own."""
+    names = names or {}
+    match formula:
+        case Literal(atom, positive):
+            terms = [names[t] if t in names else z3.Const(f"c_{t.name}", THING) for t in atom.arguments]
+            value = z3.Function(atom.predicate, *[THING] * len(terms), z3.BoolSort())(*terms)
+            return value if positive else z3.Not(value)
+        case And(parts):
+            return z3.And([to_z3(part, names) for part in parts])
+        case Or(parts):
+            return z3.Or([to_z3(part, names) for part in parts])
+        case Xor(parts):
+            return z3.PbEq([(to_z3(part, names), 1) for part in parts], 1)
+        case Not(part):
+            return z3.Not(to_z3(part, names))
+        case Implies(body, head):
+            return z3.Implies(to_z3(body, names), to_z3(head, names))
+        case Iff(left, right):
+            return to_z3(left, names) == to_z3(right, names)
+        case ForAll(variables, part) | Exists(variables, part):
+            bound = {variable: z3.Const(f"v_{variable.name}", THING) for variable in variables}
+            quantifier = z3.ForAll if isinstance(formula, ForAll) else z3.Exists
+            return quantifier(list(bound.values()), to_z3(part, {**names, **bound}))
+    raise AssertionError(formula)
+
+
+def satisfiable(formulas: Iterable[Formula]) -> bool:
+    solver = z3.Solver()
+    solver.set("timeout", 5000)
+    solver.add([to_z3(formula) for formula in formulas])
+    found = solver.check()
+    assert found != z3.unknown
+    return bool(found == z3.sat)
+
+
+def classical_answer(formulas: Sequence[Formula], query: Formula) -> str:
+    """true, false or unknown of a consistent theory; for another, by its maximal consistent parts."""
+    if satisfiable(formulas):
+        parts = [tuple(formulas)]
+    else:
+        parts = []
+        for size in range(len(formulas) - 1, -1, -1):
+            for chosen in itertools.combinations(range(len(formulas)), size):
+                if not any(set(chosen) <= set(other) for other in parts) and satisfiable(formulas[i] for i in chosen):
+                    parts.append(chosen)  # type: ignore[arg-type]
+        parts = [tuple(formulas[i] for i in chosen) for chosen in parts]  # type: ignore[call-overload]
+    proved = any(not satisfiable((*part, Not(query))) for part in parts)
+    refuted = any(not satisfiable((*part, query)) for part in parts)
+    return "both" if proved and refuted else "true" if proved else "false" if refuted else "unknown"
+
+
+def to_clingo(statements: Iterable[Statement], names: Iterable[Constant]) -> str:
+    """Facts and rules as a program in which n_p says that p does not hold."""
+    lines = [f"thing({name.name})." for name in names]
+    predicates: dict[str, int] = {}
+
+    def said(literal: Literal) -> str:
+        atom = literal.atom
+        predicates[atom.predicate] = len(atom.arguments)
+        terms = ",".join(t.name.upper() if isinstance(t, Variable) else t.name for t in atom.arguments)
+        return f"{'' if literal.positive else 'n_'}{atom.predicate}({terms})"
+
+    for statement in statements:
+        formula = statement.formula
+        if isinstance(formula, ForAll):
+            assert isinstance(formula.part, Implies)
+            body, head = formula.part.body, formula.part.head
+            assert isinstance(body, And)
+            assert isinstance(head, Literal)
+            parts = [said(part) for part in body.parts if isinstance(part, Literal)]
+            things = [f"thing({variable.name.upper()})" for variable in formula.variables]
+            lines.append(f"{said(head)} :- {', '.join(parts + things)}.")
+        else:
+            assert isinstance(formula, Literal)
+            lines.append(f"{said(formula)}.")
+    for predicate, places in predicates.items():
+        terms = ",".join(f"X{i}" for i in range(places))
+        things = ", ".join(f"thing(X{i})" for i in range(places))
+        lines.append(f"a_{predicate}({terms}) :- {things}, not {predicate}({terms}).")
+        lines.append(f"n_{predicate}({terms}) :- a_{predicate}({terms}).")
+    return "\n".join(lines)
+
+
+def closed_models(theory: Theory, names: Iterable[Constant]) -> list[set[str]]:
+    """The answer sets, at most two, as sets of atoms such as `n_wumpus(ann)`."""
+    control = clingo.Control(["--models=2", "--warn=none"])
+    control.add("base", [], to_clingo(theory.statements, names))
+    control.ground([("base", [])])
+    models: list[set[str]] = []
+    control.solve(on_model=lambda model: models.append({str(symbol) for symbol in model.symbols(atoms=True)}))
+    return models
