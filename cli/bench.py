@@ -35,6 +35,11 @@ EXAMPLES = {
         'cmrn bench quality --variant "Llama, Muon" --rate 3e-3 --rate 6e-3 --sweep --results quality.jsonl',
         "cmrn bench quality --task mqar --results mqar.jsonl",
     ),
+    "reason": (
+        "cmrn bench reason --own 20",
+        "cmrn bench reason --data-root shared --limit 100",
+        "cmrn bench reason --own 50 --deepest 10 --json",
+    ),
     "ablate": (
         "cmrn bench ablate --data-root shared --results ablate.jsonl",
         'cmrn bench ablate --variant "memory off" --seeds 1',
@@ -88,6 +93,7 @@ def build_app() -> typer.Typer:
         "context": context,
         "quality": quality,
         "ablate": ablate,
+        "reason": reason,
     }
     for name, function in commands.items():
         add_command(app, name, function, EXAMPLES[name])
@@ -166,6 +172,21 @@ def ablate(
     _measure(settings, "ablate", setting=setting, variants=variant, seeds=seeds, sweep=sweep, rates=rate,
              overrides=change, data_root=data_root, cache=cache, results=results, gpus=gpus, per_gpu=per_gpu,
              prepare_only=prepare_only, device=device, seed=settings.seed)  # fmt: skip
+
+
+def reason(
+    settings: Settings,
+    data_root: RootOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Most questions of each public set.")] = 200,
+    own: Annotated[int, typer.Option("--own", min=1, metavar="N", help="Problems of each family of our own.")] = 50,
+    deepest: Annotated[int, typer.Option("--deepest", min=1, metavar="N", help="Longest chain of our own.")] = 25,
+) -> None:
+    """Ask public and invented questions: how many are answered, how many rightly, and in what time."""
+    from cmrn.bench.reason import ReasonOptions, run
+
+    seed = 1 if settings.seed is None else settings.seed
+    chosen = ReasonOptions(data_root or Path("."), limit, own, deepest, seed)
+    _print(settings, run(chosen, lambda text: notice(settings, text)))
 
 
 def _measure(settings: Settings, name: str, **given: Any) -> None:

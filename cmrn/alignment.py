@@ -68,6 +68,8 @@ def _known(flag: Tensor) -> bool:
 
 def document_places(segments: Segments, carried_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """(B,T) place of each token in its document, and the place the next token of each row would have."""
+    if length == 1 and segments.start_BT is None and segments.real_BT is None:
+        return carried_B[:, None], carried_B + 1
     place_BT = torch.arange(length, device=carried_B.device).expand(carried_B.shape[0], length)
     within_BT = place_BT + carried_B[:, None]
     if segments.start_BT is not None:

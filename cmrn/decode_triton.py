@@ -1,8 +1,13 @@
 """What layers share in reading one token a row: a norm with its projections, and the way back to the stream.
 
 When a text is written, a step costs what its launches cost. So a layer of one token is three launches: its norm and all
-projections; its own kernel; the gate, the output projection and the residual. Nothing here carries gradient. Sums and
-products are float32 whatever the types; each program computes anew what all need, a norm, rather than waits for it.
+projections; its own kernel; the gate, the output projection and the residual. A router is one launch, experts are two.
+Nothing here carries gradient. Sums and products are float32 whatever the types; each program computes anew what all
+need, a norm, rather than waits for it.
+
+A token of `small.yaml`, 6 blocks of which 2 read memory, takes 54 launches in a captured step: 6 · (3 + 1 + 2) + 2 · 3
+in the blocks, 1 for the final norm and the head, 1 for the events, 7 of torch for the embedding, places, mean of the
+routing and results, 1 to copy the state, 2 to draw.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["convolve_one", "normalised", "output_one", "project_one", "unit_length"]
+__all__ = ["convolve_one", "normalised", "output_one", "pick", "project_one", "unit_length"]
 
 PROGRAM_VALUES = 4096
 """Weights that a program multiplies: 32 a thread, all asked for at once."""
@@ -106,6 +111,15 @@ def _empty_output(
 
 
 @triton.jit
+def pick(pointers, index, COUNT: tl.constexpr):
+    """The pointer with that number."""
+    pointer = pointers[0]
+    for i in tl.static_range(1, COUNT):
+        pointer = tl.where(index == i, pointers[i], pointer)
+    return pointer
+
+
+@triton.jit
 def normalised(x, weight, width, eps, inside):
     """(x − mean) / sqrt(var + eps) · weight over the last dimension, which ends at `width`; zeros beyond it."""
     mean = tl.sum(x, -1, keep_dims=True) / width
@@ -165,7 +179,9 @@ def _output_kernel(o_ptr, projected_ptr, norm_ptr, weight_ptr, x_ptr, square_ptr
     inner = heads * width
     inside = (head < heads)[:, None] & (c < width)[None, :]
     place = head[:, None] * width + c[None, :]
-    weight = tl.load(weight_ptr + row[:, None, None] * inner + place[None], (row < D)[:, None, None] & inside[None], 0.0)
+    weight = tl.load(
+        weight_ptr + row[:, None, None] * inner + place[None], (row < D)[:, None, None] & inside[None], 0.0
+    )
     o = tl.load(o_ptr + token * inner + place, inside, 0.0).to(tl.float32)
     if norm_ptr is not None:
         scale = tl.load(norm_ptr + c, c < width, 0.0).to(tl.float32)[None, :]

@@ -86,7 +86,7 @@ class CapturedDecoder:
         self._model, self._sampling, self._generator = model, sampling, generator
         self.logits_BV = logits_BV.float().clone()
         self.ids_B = torch.zeros(len(logits_BV), dtype=torch.int64, device=device)
-        self.states = map_tensors(_after_one_token(states), torch.clone)
+        self.states = map_tensors(_after_one_token(states), _own)
         drawn = torch.cuda.get_rng_state(device) if generator is None else generator.get_state()
         read: Callable[[], None] = torch.compile(self._read, fullgraph=True, dynamic=False) if compiled else self._read
         side = torch.cuda.Stream(device)
@@ -145,9 +145,20 @@ def _after_one_token(states: CMRNState) -> CMRNState:
 
 
 def _copy_tensors(into: CMRNState, source: CMRNState) -> None:
-    """Copy every tensor of a state into another's."""
-    for old, new in zip(_tensors(into), _tensors(source), strict=True):
-        old.copy_(new)
+    """Copy every tensor of a state into another's, made by `_own`; one launch where types and shapes agree."""
+    olds, news = _tensors(into), _tensors(source)
+    if any((old.dtype, old.shape) != (new.dtype, new.shape) for old, new in zip(olds, news, strict=True)):
+        for old, new in zip(olds, news, strict=True):
+            old.copy_(new)
+        return
+    from cmrn.generation_triton import copy_all
+
+    copy_all(olds, news)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A contiguous copy."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _tensors(states: CMRNState) -> list[Tensor]:

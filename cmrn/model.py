@@ -16,7 +16,7 @@ from cmrn.config import CMRNConfig
 from cmrn.errors import CMRNError, UsageError
 from cmrn.experts import ExpertPool
 from cmrn.generation import StopWatch, continue_ids
-from cmrn.layers import Linear, Norm
+from cmrn.layers import Linear, Norm, narrow_type, reads_one
 from cmrn.loss import IGNORED, token_nats
 from cmrn.memory import MemoryAttention
 from cmrn.records import (
@@ -144,8 +144,7 @@ class CMRN(nn.Module):
             previous = states.blocks[index] if states else None
             x_BTD, record = self._run(block, x_BTD, previous, segments, numbers_BT)
             records.append(record)
-        hidden_BTD = self.final_norm(x_BTD)
-        logits = self._logits(hidden_BTD)
+        hidden_BTD, logits = self._read_out(x_BTD, segments)
 
         losses = None
         if labels is not None:
@@ -183,8 +182,22 @@ class CMRN(nn.Module):
         result: tuple[Tensor, BlockRecord] = block(*inputs)
         return result
 
+    def _read_out(self, x_BTD: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+        """(hidden_BTD, logits_BTV); in one launch where one token a row is read without gradient."""
+        if not reads_one(self, x_BTD, segments):
+            hidden_BTD = self.final_norm(x_BTD)
+            return hidden_BTD, self._logits(hidden_BTD)
+        from cmrn.decode_triton import project_one
+
+        norm = self.final_norm
+        logits_BV, hidden_BD = project_one(x_BTD[:, 0], norm.weight, norm.eps, [self._head()], narrow_type(x_BTD))
+        return hidden_BD[:, None], logits_BV[:, None]
+
+    def _head(self) -> Tensor:
+        return self.embedding.weight if self.head is None else self.head.weight
+
     def _logits(self, hidden: Tensor) -> Tensor:
-        return nn.functional.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+        return nn.functional.linear(hidden, self._head())
 
     def _language(
         self, logits_BTV: Tensor, labels_BT: Tensor, segments: Segments, states: CMRNState | None

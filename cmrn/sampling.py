@@ -84,6 +84,11 @@ def draw(logits_BV: Tensor, config: SamplingConfig, generator: torch.Generator |
     On CUDA a token is drawn as argmax p/e with e exponential, which `torch.multinomial` does too, after waiting for
     the device to see whether p are probabilities.
     """
+    if _draws_in_one(logits_BV, config):
+        from cmrn.sampling_triton import draw_one
+
+        waiting_BV = torch.empty(logits_BV.shape, dtype=torch.float32, device=logits_BV.device)
+        return draw_one(logits_BV, waiting_BV.exponential_(generator=generator), config.temperature)
     top_B1 = logits_BV.amax(-1, keepdim=True)
     broken_B = ~top_B1.isfinite()[:, 0]
     if config.greedy:
@@ -96,6 +101,12 @@ def draw(logits_BV: Tensor, config: SamplingConfig, generator: torch.Generator |
     sorted_BV, ids_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
     rank_B1 = _pick(keep_likeliest(sorted_BV, config).softmax(-1), generator)
     return ids_BV.gather(-1, rank_B1).squeeze(-1).masked_fill(broken_B, NOTHING)
+
+
+def _draws_in_one(logits_BV: Tensor, config: SamplingConfig) -> bool:
+    """Whether one kernel draws: on CUDA, not in float64, from all tokens."""
+    whole = config.top_k is None and config.top_p is None and not config.greedy
+    return logits_BV.is_cuda and logits_BV.dtype != torch.float64 and whole
 
 
 def _pick(probabilities_BV: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -60,7 +60,7 @@ def run(options: ContextOptions, progress: Progress) -> Report:
     gpu = device.type == "cuda"
     keep_freed_memory(device)
     lengths = options.lengths or ((2048, 8192, 16_384) if gpu else (512, 4096))
-    tokens = options.tokens or (32_768 if gpu else 8192)
+    tokens = options.tokens or (32_768 if gpu else 4096)
     rate = matmul_rate(device)
     rows = [
         _training_row(recipe.model, recipe.training, length, tokens, device, rate, options.repeats, progress)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 __all__ = ["FAMILIES", "Problem", "problems"]
 
@@ -30,11 +31,13 @@ class _Noun:
 
 _ONSETS = ("bl", "gr", "tr", "fl", "kr", "pl", "sn", "v", "z", "m", "d", "w", "y", "th", "g", "n")
 _NUCLEI = ("o", "i", "u", "ar", "im", "om", "ast", "el", "un", "onk")
-_ENDINGS = (("pus", "puses"), ("pus", "pi"), ("k", "ks"), ("bix", "bices"), ("dum", "da"), ("lis", "les"), ("man", "men"),
-            ("ch", "ches"), ("by", "bies"), ("ver", "vers"), ("sh", "shes"), ("ton", "tons"), ("lorf", "lorves"))  # fmt: skip
+_ENDINGS = (("pus", "puses"), ("pus", "pi"), ("k", "ks"), ("bix", "bices"), ("dum", "da"), ("lis", "les"),
+            ("man", "men"), ("ch", "ches"), ("by", "bies"), ("ver", "vers"), ("sh", "shes"), ("ton", "tons"),
+            ("lorf", "lorves"))  # fmt: skip
 _REAL = (("mouse", "mice"), ("wolf", "wolves"), ("goose", "geese"), ("sheep", "sheep"), ("child", "children"),
          ("ox", "oxen"), ("deer", "deer"), ("thief", "thieves"), ("fox", "foxes"), ("fly", "flies"), ("woman", "women"),
-         ("box turtle", "box turtles"), ("prime number", "prime numbers"), ("fish", "fish"), ("hero", "heroes"))  # fmt: skip
+         ("box turtle", "box turtles"), ("prime number", "prime numbers"), ("fish", "fish"),
+         ("hero", "heroes"))  # fmt: skip
 _NAMES = ("Max", "Zorra", "Bob", "Alice", "Fae", "Quentin", "Mirela", "Tovin", "James", "Iris")
 _ADJECTIVE_ENDINGS = ("y", "ish", "al", "ic", "ous", "ent", "ing", "")
 
@@ -64,7 +67,7 @@ class _Words:
     def adjective(self) -> str:
         while True:
             word = self.stem() + self.rng.choice("bdgklmnprt") + self.rng.choice(_ADJECTIVE_ENDINGS)
-            if word not in self.taken:
+            if word not in self.taken and len(word) > 3:
                 self.taken.add(word)
                 return word
 
@@ -118,7 +121,7 @@ def _chain(rng: random.Random, depth: int) -> Problem:
     name = rng.choice(_NAMES)
     answer = rng.choice(("true", "false", "unknown"))
     lines = [f"{name} is {_a(kinds[0].one)}."]
-    for at, (left, right) in enumerate(zip(kinds, kinds[1:], strict=False)):
+    for at, (left, right) in enumerate(pairwise(kinds)):
         forms = _NEGATIVE if answer == "false" and at == depth - 1 else _POSITIVE
         if answer == "unknown" and at == depth - 1:
             left, right = right, left
@@ -137,7 +140,7 @@ def _properties(rng: random.Random, depth: int) -> Problem:
     name = rng.choice(_NAMES)
     positive = rng.random() < 0.5
     lines = [f"{name} is {_a(first)} {nouns[0].one}.", f"Every {nouns[0].one} is {side}."]
-    for left, right in zip(nouns, nouns[1:], strict=False):
+    for left, right in pairwise(nouns):
         form = rng.randrange(3)
         if form == 0:
             lines.append(f"If something is {_a(left.one)} and {first}, then it is {_a(right.one)}.")
@@ -191,7 +194,7 @@ def _contradiction(rng: random.Random, depth: int) -> Problem:
     kinds = [words.noun() for _ in range(depth + 1)]
     name = rng.choice(_NAMES)
     lines = [f"{name} is not {_a(kinds[-1].one)}."]
-    lines += [rng.choice(_POSITIVE)(left, right) for left, right in zip(kinds, kinds[1:], strict=False)]
+    lines += [rng.choice(_POSITIVE)(left, right) for left, right in pairwise(kinds)]
     return _finish(rng, lines, rng.choice(_ASKED)(name, kinds[0].one), "false", "contradiction", depth)
 
 

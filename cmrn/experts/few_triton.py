@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cmrn.decode_triton import pick
 from cmrn.experts.units_triton import PATTERN, factors
-from cmrn.experts.weights_triton import pick
 
 __all__ = ["mixture_of_few"]
 

@@ -77,9 +77,7 @@ class ExpertPool(nn.Module):
         few = u_BTD.is_cuda and u_BTD.shape[0] * u_BTD.shape[1] <= MOST_FEW and u_BTD.dtype != torch.float64
         return few and self.pointwise and not torch.is_grad_enabled()
 
-    def _few(
-        self, u_BTD: Tensor, ngrams_BTD: Tensor | None, routing: Routing, norm: Norm | None = None
-    ) -> Tensor:
+    def _few(self, u_BTD: Tensor, ngrams_BTD: Tensor | None, routing: Routing, norm: Norm | None = None) -> Tensor:
         """What the experts add to the stream; with a norm, of which u is then the input, the stream after them."""
         from cmrn.experts.few_triton import mixture_of_few
 

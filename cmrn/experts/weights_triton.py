@@ -1,4 +1,4 @@
-"""Weights that stand apart, as kernels read them: chosen by number, or copied into one tensor."""
+"""Weights that stand apart, copied into one tensor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["pick", "stack"]
+from cmrn.decode_triton import pick
+
+__all__ = ["stack"]
 
 
 def stack(weights: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -18,15 +20,6 @@ def stack(weights: list[Tensor], dtype: torch.dtype) -> Tensor:
         tuple(weight.detach().contiguous() for weight in weights), stacked, size, COUNT=len(weights), BLOCK=4096
     )
     return stacked
-
-
-@triton.jit
-def pick(pointers, index, COUNT: tl.constexpr):
-    """The pointer with that number."""
-    pointer = pointers[0]
-    for i in tl.static_range(1, COUNT):
-        pointer = tl.where(index == i, pointers[i], pointer)
-    return pointer
 
 
 @triton.jit

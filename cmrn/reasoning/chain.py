@@ -68,6 +68,7 @@ def chain(
     evidence_LB: Tensor,
     *,
     mode: Mode = "proof",
+    temperature: float | None = None,
     most_steps: int = 10_000,
     epsilon: float = 0.0,
     reasons: bool = False,
@@ -76,6 +77,8 @@ def chain(
 
     Proof mode conjoins by min, train mode by the product; both take the greatest over rules with one head. All weights
     being at most 1, both reach the least fixpoint above the evidence, in at most L steps in proof mode.
+    With a `temperature` the greatest is the smooth one of `logic.soft_maximum`, so that every rule for a head has a
+    gradient; it nears the greatest as the temperature falls to 0.
     """
     one = torch.ones_like(evidence_LB[:1])
     values_LB = torch.cat((evidence_LB, one))
@@ -87,10 +90,11 @@ def chain(
     index_RB = heads_R[:, None].expand(-1, values_LB.shape[1])
     for step in range(1, most_steps + 1):
         fired_RB = fire(program.premises_RK, weights_R1, values_LB, mode)
-        grown_LB = values_LB.scatter_reduce(0, index_RB, fired_RB, "amax")
+        gained_RB = fired_RB if temperature is None else _soften(fired_RB, index_RB, values_LB, temperature)
+        grown_LB = values_LB.scatter_reduce(0, index_RB, gained_RB, "amax")
         changed_LB = grown_LB > values_LB + epsilon
         if rules_LB is not None and steps_LB is not None:
-            gives_RB = (fired_RB == grown_LB[heads_R]) & changed_LB[heads_R]
+            gives_RB = (gained_RB == grown_LB[heads_R]) & changed_LB[heads_R]
             numbers_RB = torch.arange(len(heads_R))[:, None].where(gives_RB, len(heads_R))
             first_LB = torch.full_like(rules_LB, len(heads_R)).scatter_reduce(0, index_RB, numbers_RB, "amin")
             rules_LB = torch.where(changed_LB, first_LB, rules_LB)
@@ -103,6 +107,16 @@ def chain(
 
 def _cut(values: Tensor | None) -> Tensor | None:
     return None if values is None else values[:-1]
+
+
+def _soften(fired_RB: Tensor, index_RB: Tensor, values_LB: Tensor, temperature: float) -> Tensor:
+    """For each rule, the smooth greatest over all rules with its head."""
+    greatest_LB = torch.zeros_like(values_LB).scatter_reduce(0, index_RB, fired_RB.detach(), "amax")
+    powers_RB = ((fired_RB - greatest_LB.gather(0, index_RB)) / temperature).exp()
+    sums_LB = torch.zeros_like(values_LB).scatter_add(0, index_RB, powers_RB)
+    counts_LB = torch.zeros_like(values_LB).scatter_add(0, index_RB, torch.ones_like(powers_RB))
+    means_RB = sums_LB.gather(0, index_RB) / counts_LB.gather(0, index_RB)
+    return greatest_LB.gather(0, index_RB) + temperature * means_RB.log()
 
 
 def fire(premises_RK: Tensor, weights_R1: Tensor, values_LB: Tensor, mode: Mode) -> Tensor:

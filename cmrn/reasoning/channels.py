@@ -15,7 +15,7 @@ from cmrn.reasoning.classical import Verdict
 from cmrn.reasoning.closed import Closed, over_individuals, well_founded
 from cmrn.reasoning.conflict import Conflicts, find_conflicts
 from cmrn.reasoning.explain import Writer
-from cmrn.reasoning.formulas import free_variables, has_quantifier
+from cmrn.reasoning.formulas import free_variables, has_quantifier, negation
 from cmrn.reasoning.ground import Clause, Grounding, Source, ground
 from cmrn.reasoning.limits import Clock, UnstratifiableError
 from cmrn.reasoning.search import Reason
@@ -48,8 +48,9 @@ def ground_rules(grounding: Grounding, closed: bool) -> list[tuple[Rule, Clause]
         )
         if closed and (len(heads) != 1 or body_witness):
             problem = "has a condition about everybody" if body_witness else "leaves a choice open"
-            message = f"{clause.origin} {problem}, which a closed world cannot hold"
-            raise DataError(message, where=clause.origin, hint="use --world open")
+            raise DataError(
+                f"{problem}, which a closed world cannot hold", where=clause.origin, hint="use --world open"
+            )
         for head in heads:
             others = tuple(-other for other in clause.heads if other != head)
             body = tuple(dict.fromkeys((*clause.premises, *others)))
@@ -152,8 +153,7 @@ class ChannelWorld:
     def decide(self, number: int) -> Verdict:
         """Whether there is evidence for the asked formula of that number, and against it."""
         formula = self.asked[number]
-        negation = formula.negated() if isinstance(formula, Literal) else Not(formula)
-        return Verdict(self._prove(formula, formula, True), self._prove(formula, negation, False))
+        return Verdict(self._prove(formula, formula, True), self._prove(formula, negation(formula), False))
 
     def _prove(self, formula: Formula, conclusion: Formula, positive: bool) -> str | None:
         ground_formula = over_individuals(formula, tuple(self.grounding.constants)) if self.closed else formula

@@ -16,12 +16,12 @@ from typing import Literal as Either
 
 from cmrn.reasoning.conflict import Conflicts, find_conflicts
 from cmrn.reasoning.explain import Writer
-from cmrn.reasoning.formulas import atoms, has_quantifier, substitute
+from cmrn.reasoning.formulas import atoms, has_quantifier, negation, substitute
 from cmrn.reasoning.ground import WITNESS_ROUNDS, Clause, Source, ground
 from cmrn.reasoning.limits import Clock
 from cmrn.reasoning.proof import entails
 from cmrn.reasoning.search import Reason, Search
-from cmrn.reasoning.theory import Exists, Formula, Literal, Not
+from cmrn.reasoning.theory import Exists, Formula, Literal
 
 __all__ = ["ClassicalWorld", "Verdict"]
 
@@ -66,11 +66,11 @@ class ClassicalWorld:
         self.degrees = {source.id: source.degree for source in (*premises, *background)}
         self.goals: dict[str, Source] = {}
         for number, formula in enumerate(asked):
-            opposite = formula.negated() if isinstance(formula, Literal) else Not(formula)
-            self.goals[f"not {number}"] = Source(f"not {number}", opposite)
+            self.goals[f"not {number}"] = Source(f"not {number}", negation(formula))
             self.goals[f"yes {number}"] = Source(f"yes {number}", formula)
         self.grounding = ground([*premises, *background, *self.goals.values()], asked, clock)
         self.writer = Writer(self.grounding, self.goals, say)
+        self.solved: dict[frozenset[str], tuple[Search, bool]] = {}
         self.clauses: dict[str, list[Clause]] = {}
         for clause in self.grounding.clauses:
             self.clauses.setdefault(clause.origin, []).append(clause)
@@ -101,31 +101,36 @@ class ClassicalWorld:
         return verdict
 
     def _decide_within(self, number: int, ids: frozenset[str]) -> Verdict:
-        search = self.search(ids | self.background)
-        if search.solve() is None:
+        search, consistent = self._solved(ids)
+        if consistent:
             return self._decide_consistent(number, ids, search)
         conflicts = self.conflicts if ids == self.ids else find_conflicts(ids, self.core)
         proof: str | None = None
         refutation: str | None = None
         for correction in conflicts.corrections:
             kept = ids - correction
-            part = self.search(kept | self.background)
-            part.solve()
-            verdict = self._decide_consistent(number, kept, part)
+            verdict = self._decide_consistent(number, kept, self._solved(kept)[0])
             proof, refutation = proof or verdict.proof, refutation or verdict.refutation
             if proof and refutation:
                 break
         return Verdict(proof, refutation)
 
+    def _solved(self, ids: frozenset[str]) -> tuple[Search, bool]:
+        """A search that stands in a model of these premises, if they are consistent; made once for each set."""
+        if ids not in self.solved:
+            search = self.search(ids | self.background)
+            self.solved[ids] = search, search.solve() is None
+        return self.solved[ids]
+
     def _decide_consistent(self, number: int, ids: frozenset[str], search: Search) -> Verdict:
         """The verdict of premises in whose model `search` stands."""
         formula = self.asked[number]
         root = {literal: reason for literal, reason in search.reasons.items() if not reason.open}
-        negation = self.goals[f"not {number}"].formula
+        opposite = negation(formula)
         proof = self._direct(formula, root)
         if proof:
             return Verdict(proof, None)
-        refutation = self._direct(negation, root)
+        refutation = self._direct(opposite, root)
         if refutation:
             return Verdict(None, refutation)
         holds: bool | None = None
@@ -134,7 +139,7 @@ class ClassicalWorld:
         if holds is not False:
             proof = self.prove(f"not {number}", formula, ids)
         if proof is None and holds is not True:
-            refutation = self.prove(f"yes {number}", negation, ids)
+            refutation = self.prove(f"yes {number}", opposite, ids)
         return Verdict(proof, refutation)
 
     def prove(self, goal: str, formula: Formula, ids: frozenset[str]) -> str | None:
@@ -185,7 +190,7 @@ class ClassicalWorld:
     @cached_property
     def inconsistent(self) -> bool:
         """Whether the premises cannot all hold."""
-        return self.core(self.ids) is not None
+        return not self._solved(self.ids)[1]
 
     def repaired(self, premises: Sequence[Source]) -> bool:
         """Whether changed premises are consistent with the same background."""
@@ -194,9 +199,12 @@ class ClassicalWorld:
 
     def notes(self) -> tuple[str, ...]:
         """What bounds the answer."""
-        if not self.grounding.bounded:
-            return ()
-        return (f"individuals that depend on others were followed {WITNESS_ROUNDS} steps deep",)
+        found = []
+        if self.grounding.bounded:
+            found.append(f"individuals that depend on others were followed {WITNESS_ROUNDS} steps deep")
+        if self.inconsistent and not self.conflicts.complete:
+            found.append(f"only the first {len(self.conflicts.sets)} conflict sets were looked for")
+        return tuple(found)
 
     def consequences(self) -> list[Verdict]:
         """A proof for every literal that chaining concludes about a named individual."""

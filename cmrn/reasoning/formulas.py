@@ -32,6 +32,7 @@ __all__ = [
     "expand_equivalences",
     "free_variables",
     "has_quantifier",
+    "negation",
     "prenex",
     "rebuild",
     "substitute",
@@ -91,6 +92,13 @@ def free_variables(formula: Formula) -> tuple[Variable, ...]:
 def has_quantifier(formula: Formula) -> bool:
     """Whether a quantifier stands anywhere inside."""
     return isinstance(formula, ForAll | Exists) or any(map(has_quantifier, children(formula)))
+
+
+def negation(formula: Formula) -> Formula:
+    """The formula that holds where this one does not, without a double Not."""
+    if isinstance(formula, Not):
+        return formula.part
+    return formula.negated() if isinstance(formula, Literal) else Not(formula)
 
 
 def substitute(formula: Formula, values: Mapping[Variable, Term]) -> Formula:

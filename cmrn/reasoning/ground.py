@@ -164,6 +164,8 @@ def ground(sources: Sequence[Source], asked: Sequence[Formula], clock: Clock, *,
     if rules:
         _widen(result, sorts)
     _add_witnesses(result, sorts)
+    if rules:
+        _widen(result, sorts)
     _estimate(result, sorts, clock)
     for number, part in enumerate(result.parts):
         _instances(result, sorts, number, part, rules, clock)
@@ -232,7 +234,7 @@ def _estimate(result: Grounding, sorts: _Sorts, clock: Clock) -> None:
     if total > clock.limits.ground_rules:
         worst = max(counts, key=counts.__getitem__)
         message = (
-            f"{worst} alone would become {counts[worst]:,} ground rules, all premises {total:,}; "
+            f"would become {counts[worst]:,} ground rules; all premises together {total:,}, "
             f"the limit is {clock.limits.ground_rules:,}"
         )
         raise ExplosionError(message, where=worst, hint="name fewer individuals, or split the rule into smaller ones")

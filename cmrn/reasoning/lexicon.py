@@ -21,40 +21,47 @@ __all__ = [
     "singulars",
     "third_person",
     "verb_bases",
+    "word_set",
 ]
 
-BE = frozenset("is are am was were be".split())
-MODALS = frozenset("can could will would must should shall".split())
-PRONOUNS = frozenset("it they he she them him her".split())
-PREPOSITIONS = frozenset(
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text, which spaces part."""
+    return frozenset(text.split())
+
+
+BE = word_set("is are am was were be")
+MODALS = word_set("can could will would must should shall")
+PRONOUNS = word_set("it they he she them him her")
+PREPOSITIONS = word_set(
     "in on at to from of for with by about into onto near under over above below behind beside between through against "
-    "inside outside during before after toward towards across along around without within as among upon".split()
+    "inside outside during before after toward towards across along around without within as among upon"
 )
 CLOSED = (
     BE
     | MODALS
     | PRONOUNS
-    | frozenset(
+    | word_set(
         "a an the all every each any no some most many few several only both either neither nor and or but not if then "
         "unless iff when whenever who that which whom whose whoever what where why how there this these those do does "
         "did cannot never always something someone somebody anything anyone anybody everything everyone everybody "
         "nothing nobody none than because since while so therefore thus hence though although may might has have had "
         "except other another such exactly least more less else itself himself herself themselves his their its my "
         "your our we i you us me 's usually often sometimes rarely generally typically probably possibly perhaps maybe "
-        "likely almost nearly half one two three four five six seven eight nine ten".split()
+        "likely almost nearly half one two three four five six seven eight nine ten"
     )
 )
-PRIVATIVE = frozenset("fake former alleged toy counterfeit artificial pretend ex-president future supposed".split())
-COMMON_ADJECTIVES = frozenset(
+PRIVATIVE = word_set("fake former alleged toy counterfeit artificial pretend ex-president future supposed")
+COMMON_ADJECTIVES = word_set(
     "red green blue white black brown yellow orange purple pink gray grey big small large little tall short long old "
     "young new nice kind smart rough round quiet cold hot warm cool furry happy sad angry shy sour sweet bitter spicy "
     "loud wooden metallic transparent opaque luminous dull bright dark feisty amenable aggressive mean fast slow "
     "strong weak rich poor good bad clean dirty heavy light soft hard wet dry thick thin deep shallow wide narrow "
     "fruity floral earthy liquid mortal real natural human edible poisonous dangerous famous popular cute fat lazy "
     "brave calm clever funny gentle honest hungry thirsty tired sick healthy wild tame young bald blind deaf American "
-    "male female deadly tiny huge giant golden silver striped spotted fierce friendly noisy sleepy wise careful".split()
+    "male female deadly tiny huge giant golden silver striped spotted fierce friendly noisy sleepy wise careful"
 )
-_ZERO = frozenset("sheep fish deer series species aircraft bison moose salmon trout swine offspring spacecraft".split())
+_ZERO = word_set("sheep fish deer series species aircraft bison moose salmon trout swine offspring spacecraft")
 _IRREGULAR = {
     "man": "men", "woman": "women", "child": "children", "mouse": "mice", "louse": "lice", "goose": "geese",
     "foot": "feet", "tooth": "teeth", "ox": "oxen", "person": "people", "wolf": "wolves", "leaf": "leaves",
@@ -116,14 +123,17 @@ def singulars(word: str, seen: Iterable[str] = ()) -> tuple[str, ...]:
     Empty where nothing says that the word is a plural.
     """
     vocabulary = seen if isinstance(seen, frozenset | set | dict) else frozenset(seen)
-    if word in _SINGULAR_OF:
-        return (_SINGULAR_OF[word],)
     if word in _ZERO:
         return (word,)
     regular = list(_regular_singulars(word))
+    if word in _SINGULAR_OF:
+        one = _SINGULAR_OF[word]
+        return (one,) if one in vocabulary else (*(other for other in regular if other in vocabulary), one)
     known = [one for one in regular if one in vocabulary]
     if not known and word.endswith(_FOREIGN_ENDS):
-        foreign = [word[: -len(many)] + one for many, one in _FOREIGN if word.endswith(many) and len(word) > len(many) + 1]
+        foreign = [
+            word[: -len(many)] + one for many, one in _FOREIGN if word.endswith(many) and len(word) > len(many) + 1
+        ]
         known = [one for one in foreign if one in vocabulary and one != word]
     return tuple(dict.fromkeys([*known, *regular]))
 
@@ -190,5 +200,7 @@ def verb_bases(word: str, seen: Iterable[str] = ()) -> tuple[str, ...]:
 
 def indefinite(noun: str) -> str:
     """The noun with `a` or `an` before it."""
-    vowel = re.match(r"[aeiou]", noun) and not re.match(r"(uni|use|one|eu)", noun) or re.match(r"(hour|honest|heir)", noun)
+    vowel = (re.match(r"[aeiou]", noun) and not re.match(r"(uni|use|one|eu)", noun)) or re.match(
+        r"(hour|honest|heir)", noun
+    )
     return f"{'an' if vowel else 'a'} {noun}"

@@ -7,7 +7,7 @@ individual, and a pronoun in the other clause is that one. `A bird is …` and `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cmrn.reasoning.formulas import free_variables
 from cmrn.reasoning.lexicon import plural
@@ -246,6 +246,9 @@ class Meaning:
             fitting = [one for one in among if _fits(subject, one)]
             bound = [one for one in fitting if isinstance(one.term, Variable)]
             chosen = bound or fitting
+            people = [one for one in chosen if one.human]
+            if len(people) == 1 and subject.name != "it" and subject.kind == "pronoun":
+                chosen = people
             if len({one.term for one in chosen}) == 1:
                 return chosen[0].term
             if chosen:
@@ -333,6 +336,12 @@ class Meaning:
             arguments = (*filled, subject) if phrase.passive else (subject, *filled)
             return Literal(Atom(phrase.predicate, arguments))
         thing = phrase.objects[len(filled)]
+        if thing.kind in ("and", "or") and any(part.kind == "bare" for part in thing.parts):
+            said = []
+            for part in thing.parts:
+                objects = (*phrase.objects[: len(filled)], part, *phrase.objects[len(filled) + 1 :])
+                said.append(self._relation(replace(phrase, objects=objects), subject, filled))
+            return And(tuple(said)) if thing.kind == "and" else Or(tuple(said))
         if thing.kind in ("bare", "count"):
             noun = thing.noun
             if noun is None or noun.head is None or noun.clauses:

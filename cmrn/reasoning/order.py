@@ -14,9 +14,12 @@ from cmrn.reasoning.theory import And, Atom, Constant, Formula, Implies, Literal
 
 __all__ = ["Order", "find_order"]
 
-_COUNT = {word: count for count, word in enumerate("two three four five six seven eight nine ten".split(), 2)}
+_COUNT = {
+    word: count
+    for count, word in enumerate(("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), 2)
+}
 _ORDINAL = {word: count for count, word in enumerate(
-    "first second third fourth fifth sixth seventh eighth ninth tenth".split(), 1)}  # fmt: skip
+    ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"], 1)}  # fmt: skip
 # Each scale with the words of its two ends: places count from the first end.
 _SCALES = {
     "left": ("side", 1), "right": ("side", -1), "new": ("age", 1), "old": ("age", -1), "young": ("age", 1),
@@ -32,7 +35,12 @@ _FINISH = r"(?:finish|finishes|finished|came|placed|ranked)(?: in)?"
 _FORMS = (
     ("end", re.compile(rf"{_IS} the (left|right)most$")),
     ("from", re.compile(rf"{_IS} (?:the )?(\w+) from the (left|right)$")),
-    ("rank", re.compile(rf"{_FINISH} (?:the )?(first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)(?: place)?$")),
+    (
+        "rank",
+        re.compile(
+            rf"{_FINISH} (?:the )?(first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)(?: place)?$"
+        ),
+    ),
     ("last", re.compile(rf"{_FINISH} (?:the )?(?:(\w+)-to-)?last(?: place)?$")),
     ("superlative", re.compile(rf"{_IS} the (?:(\w+)[- ])?(?:(most|least) ([\w-]+)|(\w+)est)$")),
     ("beside", re.compile(rf"{_IS} (?:somewhere )?to the (left|right) of @$")),

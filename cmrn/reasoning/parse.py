@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from cmrn.reasoning.sentences import Clauses
 from cmrn.reasoning.hints import nearest_form
 from cmrn.reasoning.implicit import implied_statements
 from cmrn.reasoning.meaning import Meaning, Referent, RejectedError
 from cmrn.reasoning.order import Order, find_order
 from cmrn.reasoning.questions import Asked, ask, preamble
 from cmrn.reasoning.segment import Sentence, Token, segment, tokenize
+from cmrn.reasoning.sentences import Clauses
 from cmrn.reasoning.syntax import Clause
 from cmrn.reasoning.theory import (
     ForAll,
@@ -31,6 +31,7 @@ from cmrn.reasoning.vocabulary import Vocabulary, learn
 __all__ = ["MOST_READINGS", "read"]
 
 MOST_READINGS = 8
+LONGEST_SENTENCE = 150
 _IGNORED = ("true", "false", "unknown", "uncertain", "yes", "no", "neither")
 _STARTERS = ("if", "given", "suppose", "supposing", "assume", "assuming", "since", "because", "when", "knowing")
 _ASSERTING = (("suppose",), ("assume",), ("let", "us", "assume"), ("we", "know"), ("it", "is", "known"), ("given",))
@@ -72,7 +73,7 @@ def read(
     """
     sentences = [sentence for piece in (*facts, *rules, text) for sentence in segment(piece)]
     tokens = [tokenize(sentence) for sentence in sentences]
-    passage = _Passage(learn(tokens))
+    passage = _Passage(learn([words for words in tokens if len(words) <= LONGEST_SENTENCE]))
     for sentence, words in zip(sentences, tokens, strict=True):
         if words and any(token.text[0].isalnum() for token in words):
             _take(passage, sentence, words)
@@ -84,6 +85,9 @@ def _take(passage: _Passage, sentence: Sentence, tokens: tuple[Token, ...]) -> N
     """Read one sentence as what its place and form say it is."""
     while tokens and not tokens[-1].text[0].isalnum() and tokens[-1].lower not in ("'s",):
         tokens = tokens[:-1]
+    if len(tokens) > LONGEST_SENTENCE:
+        _lose(passage, sentence, tokens, LONGEST_SENTENCE, f"sentences of at most {LONGEST_SENTENCE} words")
+        return
     announced = preamble(sentence.text)
     if announced is not None:
         _settle(passage)
@@ -151,7 +155,9 @@ def _lose(passage: _Passage, sentence: Sentence, tokens: Sequence[Token], far: i
     passage.lost.append(NotUnderstood(sentence.text, sentence.start, sentence.end, at, hint))
 
 
-def _formulas(passage: _Passage, tokens: tuple[Token, ...]) -> tuple[tuple[Formula, tuple[str, ...]], ...] | NotUnderstood:
+def _formulas(
+    passage: _Passage, tokens: tuple[Token, ...]
+) -> tuple[tuple[Formula, tuple[str, ...]], ...] | NotUnderstood:
     """Every meaning of a declarative sentence, or where reading stopped."""
     if passage.order is not None:
         placed = passage.order.read(tokens)
@@ -229,9 +235,7 @@ def _meta(passage: _Passage, sentence: Sentence, tokens: Sequence[Token], asked:
     passage.questions.append((replace(base, about=f"P{number}" if number else asked.subject), 0))
 
 
-def _pose(
-    passage: _Passage, question: Question, meanings: tuple[tuple[Formula, tuple[str, ...]], ...]
-) -> None:
+def _pose(passage: _Passage, question: Question, meanings: tuple[tuple[Formula, tuple[str, ...]], ...]) -> None:
     """Ask a question in each of its meanings."""
     for rank, (formula, assumed) in enumerate(meanings):
         if rank == 0:
@@ -329,4 +333,3 @@ def _readings(passage: _Passage, world: World) -> Iterator[Reading]:
         extra, reasons = implied_statements(formulas, [q.formula for q in questions if q.formula is not None])
         theory = Theory((*statements, *extra), world)
         yield Reading(theory, questions, tuple(passage.lost), (*assumptions, *reasons))
-

@@ -1,8 +1,9 @@
 """Noun phrases: names, quantified nouns with adjectives and relative clauses, pronouns, and their coordination.
 
     np       = single | single ("," single)* [","] (and|or) single | both..and | either..or | neither..nor
-    single   = (every|each|all|any|no|some|only|not all|not every) nominal | a nominal | the nominal | NAME | PRONOUN
-             | (something|someone|everything|everyone|anyone|nothing|…) [ADJ] [relative] | those relative | plural nominal
+    single   = (every|each|all|any|no|some|only|not all|not every) nominal | (a|the) nominal | NAME | PRONOUN
+             | (something|someone|everything|everyone|anyone|nothing|…) [ADJ] [relative]
+             | those relative | plural nominal
     nominal  = [ADJ ("," ADJ)* [and|or ADJ]] NOUN [relative] [PREPOSITION np]
     relative = (who|that|which) (verb phrase | single verb)
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from cmrn.reasoning.lexicon import MODALS, PREPOSITIONS, PRONOUNS, is_plural_form
+from cmrn.reasoning.lexicon import PREPOSITIONS, PRONOUNS, is_plural_form, word_set
 from cmrn.reasoning.segment import Token
 from cmrn.reasoning.syntax import Nominal, NounPhrase, Relation, VerbPhrase
 from cmrn.reasoning.vocabulary import DUMMIES, Vocabulary, is_open
@@ -32,9 +33,11 @@ _INDEFINITE = {
 }  # fmt: skip
 
 
-_NUMBERS = frozenset("one two three four five six seven eight nine ten".split())
-_NAMES_IN_S = frozenset("james charles thomas chris lucas nicholas marcus iris agnes frances silas jonas lois hans dennis "
-                        "curtis carlos andreas lewis socrates alexis jess jesus moses".split())  # fmt: skip
+_SHARED = ("every", "no", "some", "a", "any", "only", "not every")
+_PLURAL_MODIFIERS = word_set("sports news arms goods systems sales savings customs")
+_NUMBERS = word_set("one two three four five six seven eight nine ten")
+_NAMES_IN_S = word_set("james charles thomas chris lucas nicholas marcus iris agnes frances silas jonas lois hans "
+                        "dennis curtis carlos andreas lewis socrates alexis jess jesus moses")  # fmt: skip
 
 
 class Phrases:
@@ -93,7 +96,7 @@ class Phrases:
         """The phrases joined to a first one by commas and a last `and` or `or`."""
         if first.noun is not None and first.noun.clauses:
             return []
-        parts = [((first,), at)]
+        parts: list[tuple[tuple[NounPhrase, ...], int]] = [((first,), at)]
         found: Parses[NounPhrase] = []
         while parts:
             sofar, here = parts.pop()
@@ -101,13 +104,38 @@ class Phrases:
             joint = here + comma
             if self.word(joint) in ("and", "or"):
                 kind = self.word(joint)
+                if first.kind in _SHARED:
+                    found += self._sharing(sofar, first, joint, start)
+                    continue
                 found += [
                     (NounPhrase(kind, plural=kind == "and" or part.plural, parts=(*sofar, part), at=start), end)
                     for part, end in self.single(joint + 1)
                     if part.kind != "pronoun"
                 ]
+            elif comma and first.kind in _SHARED:
+                parts += [
+                    ((*sofar, NounPhrase(first.kind, noun, plural=first.plural, at=here + 1)), end)
+                    for noun, end in self.nominal(here + 1, first.plural)
+                ]
             elif comma:
                 parts += [((*sofar, part), end) for part, end in self.single(here + 1)]
+        return found
+
+    def _sharing(self, sofar: tuple[NounPhrase, ...], first: NounPhrase, joint: int, start: int) -> Parses[NounPhrase]:
+        """What follows `no cat or`, `all cats and`: a noun under the same word, a phrase with its own, or a name."""
+        joined = self.word(joint)
+        last = joint + 1
+        shared = "or" if first.kind in ("some", "a") and joined == "or" else "and"
+        found: Parses[NounPhrase] = []
+        for noun, end in self.nominal(last, first.plural):
+            part = NounPhrase(first.kind, noun, plural=first.plural, at=last)
+            found.append((NounPhrase(shared, plural=first.plural, parts=(*sofar, part), at=start), end))
+        if first.kind == "every":
+            found += [
+                (NounPhrase(joined, plural=joined == "and", parts=(*sofar, part), at=start), end)
+                for part, end in self.single(last)
+                if part.kind in ("every", "the") or (part.kind == "name" and self.tokens[last].text[0].isupper())
+            ]
         return found
 
     def single(self, at: int) -> Parses[NounPhrase]:
@@ -158,7 +186,7 @@ class Phrases:
     def _indefinite(self, at: int) -> Parses[NounPhrase]:
         word = self.word(at)
         two = word in ("no", "every", "any")
-        kind, human = (({"no": "no", "every": "every", "any": "any"}[word], True) if two else _INDEFINITE[word])
+        kind, human = ({"no": "no", "every": "every", "any": "any"}[word], True) if two else _INDEFINITE[word]
         here = at + 1 + two
         found = []
         for clause, end in self.relative(here, False):
@@ -198,7 +226,8 @@ class Phrases:
             return []
         first = self.tokens[at]
         if not first.text[0].isupper():
-            plain = self._is_noun(at) or (self.word(at + 1) in MODALS and self._starts_plural(at))
+            named = self.word(at) in self.vocabulary.names
+            plain = self._is_noun(at) or (self._starts_plural(at) and not named)
             return [] if plain else [(NounPhrase("name", name=self._spelled(at), at=at), at + 1)]
         end = at + 1
         while self.is_open(end) and (self.tokens[end].text[0].isupper() or self.tokens[end].text[0].isdigit()):
@@ -245,6 +274,8 @@ class Phrases:
         """The words as one noun; None where the last is no noun of that number."""
         head = self.tokens[stop - 1].lower
         before = self.tokens[start : stop - 1]
+        if len(before) > 3 or any(self._cannot_modify(token.lower, at) for at, token in enumerate(before)):
+            return None
         if head in DUMMIES:
             if plural != (head in ("things", "people", "persons", "ones", "individuals")):
                 return None
@@ -262,11 +293,19 @@ class Phrases:
         if adjectives and joined == "or" and before:
             return None
         split = 0
-        while split < len(before) and self.vocabulary.splits(before[split], " ".join(
-            [*(token.lower for token in before[split + 1 :]), single])  if split + 1 < len(before) else single):  # fmt: skip
+        while split < len(before):
+            rest = " ".join([*(token.lower for token in before[split + 1 :]), single])
+            if not self.vocabulary.splits(before[split], rest):
+                break
             split += 1
         name = " ".join([*(token.lower for token in before[split:]), single])
         return Nominal(name, (*adjectives, *(token.lower for token in before[:split])), joined)
+
+    def _cannot_modify(self, word: str, place: int) -> bool:
+        """Whether a word cannot stand before a noun: a plural, or what someone is doing."""
+        if word.endswith("ing") and place:
+            return True
+        return self.vocabulary.singular(word) is not None and word not in _PLURAL_MODIFIERS | self.vocabulary.adjectives
 
     def _listed_adjectives(self, at: int) -> list[tuple[tuple[str, ...], str, int]]:
         """`red, kind`, `red and kind` before a noun; the plain case first."""
@@ -313,11 +352,9 @@ class Phrases:
         if self.word(here) not in ("who", "that", "which"):
             return []
         found = [
-            (phrase, end + (comma and self.word(end) == ","))
-            for phrase, end in self.verb_phrase(here + 1, plural)
+            (phrase, end + (comma and self.word(end) == ",")) for phrase, end in self.verb_phrase(here + 1, plural)
         ]
         for subject, middle in self.single(here + 1):
-            if subject.kind in ("name", "the"):
+            if subject.kind == "the" or (subject.kind == "name" and subject.name[0].isupper()):
                 found += [(verb(subject), end) for verb, end in self.transitive(middle, subject.plural)]
         return found
-

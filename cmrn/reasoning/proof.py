@@ -115,7 +115,8 @@ def check(
 
 def entails(premises: Iterable[Formula], conclusion: Formula) -> bool:
     """Whether the conclusion holds in every row of the truth table where the premises do; quantifiers are opaque."""
-    return not _satisfiable(And((*premises, Not(conclusion))), {})
+    parts = (Not(conclusion), *premises)
+    return not _satisfiable(And(tuple(sorted(parts, key=lambda part: not isinstance(part, Literal)))), {})
 
 
 def _satisfiable(formula: Formula, row: dict[Formula, bool]) -> bool:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cmrn.reasoning.sentences import Clauses
-from cmrn.reasoning.lexicon import BE, MODALS, PREPOSITIONS, third_person
+from cmrn.reasoning.lexicon import BE, MODALS, PREPOSITIONS, third_person, word_set
 from cmrn.reasoning.phrases import Parses
 from cmrn.reasoning.segment import Token
+from cmrn.reasoning.sentences import Clauses
 from cmrn.reasoning.syntax import Clause, Denied, Negated, NounPhrase, Relation, Simple, VerbPhrase
 from cmrn.reasoning.vocabulary import Vocabulary
 
@@ -23,19 +23,24 @@ _PREAMBLE = re.compile(
     r"^(?:true|false)(?: ?,)? or (?:false|unknown|uncertain)(?: ?,? or \w+)?$"
 )
 _LEAD = re.compile(
-    r"^(?:(?:based on .*? , |given .*? , )?(?:is )?(?:the )?following (?:statement|claim|conclusion|sentence) true .*? [:?]|"
-    r"(?:true|false)(?: ,)? (?:or )?(?:false|true)?(?: ,)?(?: or \w+)?(?: \?)? :|(?:query|question|conclusion|hypothesis|claim|prove|"
+    r"^(?:(?:based on .*? , |given .*? , )?(?:is )?(?:the )?following "
+    r"(?:statement|claim|conclusion|sentence) true .*? [:?]|"
+    r"(?:true|false)(?: ,)? (?:or )?(?:false|true)?(?: ,)?(?: or \w+)?(?: \?)? :|"
+    r"(?:query|question|conclusion|hypothesis|claim|prove|"
     r"show|statement)(?: that)? :|(?:prove|show|determine whether|determine if|is it true that|is it the case that|"
     r"can we conclude that|does it follow that|do we know that|can we infer that)) "
 )
 _META = re.compile(
-    r"^what (?:can|could|may|do|does|should|must) (?:we|you|i|one|be) ?(?:conclude|conclude[d]|infer|inferred|deduce|deduced|say|"
+    r"^what (?:can|could|may|do|does|should|must) (?:we|you|i|one|be) ?"
+    r"(?:conclude|concluded|infer|inferred|deduce|deduced|say|"
     r"said|derive|derived)?(?: about (.+))?$|^what follows(?: about (.+))?$"
 )
-_HOLDS = re.compile(r"^(?:is|does|can|could) (.+? (?:premise|statement|assumption|claim|rule)) (?:true|correct|hold|be true|valid)$")
+_HOLDS = re.compile(
+    r"^(?:is|does|can|could) (.+? (?:premise|statement|assumption|claim|rule)) (?:true|correct|hold|be true|valid)$"
+)
 _NUMBERED = {"initial": 1, "first": 1, "original": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "last": -1,
              "final": -1}  # fmt: skip
-_COLORS = frozenset("red green blue white black brown yellow orange purple pink gray grey".split())
+_COLORS = word_set("red green blue white black brown yellow orange purple pink gray grey")
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ def preamble(text: str) -> str | None:
     """Whether a sentence only announces what comes: "truth" or "choice"; None where it says something itself."""
     low = re.sub(r"\s+", " ", text.lower().replace(",", ", ").strip())
     low = re.sub(r" ,", ",", re.sub(r"\s+", " ", low))
-    if re.match(r"^(?:which|what) (?:one )?(?:of the following|of these|statement)\b.*(?:true|correct|follows?|holds?)", low):
+    if re.match(
+        r"^(?:which|what) (?:one )?(?:of the following|of these|statement)\b.*(?:true|correct|follows?|holds?)", low
+    ):
         return "choice"
     return "truth" if _PREAMBLE.match(low) else None
 
@@ -105,7 +112,7 @@ class _Asker(Clauses):
             return self._asks_what()
         if word not in BE and word not in MODALS and word not in ("does", "do", "did"):
             return None
-        trees = [tree for tree in self._yes_no(0)]
+        trees = list(self._yes_no(0))
         chosen = self._choice(trees)
         if chosen is not None:
             return chosen
@@ -202,5 +209,3 @@ def _words(phrase: VerbPhrase) -> str:
     if noun is not None:
         return " ".join([*noun.adjectives, noun.head or "thing"])
     return "not " + _words(phrase.part) if isinstance(phrase, Negated) else "or"
-
-

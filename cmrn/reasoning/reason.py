@@ -30,7 +30,9 @@ __all__ = [
 ]
 
 LONGEST = 4 << 20
-_FORWARD = re.compile(r"Based on the above information, is the following statement true, false, or unknown\?", re.IGNORECASE)
+_FORWARD = re.compile(
+    r"Based on the above information, is the following statement true, false, or unknown\?", re.IGNORECASE
+)
 _FORWARD_ONLY = "rules are used from condition to conclusion only, as this wording of the question asks"
 _EVERYTHING = Question("meta", "what follows", 0, 0, None)
 
@@ -182,9 +184,7 @@ def _is_english(pieces: Sequence[str]) -> bool:
     return sum(word in CLOSED or word in PREPOSITIONS for word in letters) * 8 >= len(letters) > 0
 
 
-def _answer(
-    readings: Sequence[Reading], number: int, limits: Limits | None, contraposition: bool | None
-) -> Reasoned:
+def _answer(readings: Sequence[Reading], number: int, limits: Limits | None, contraposition: bool | None) -> Reasoned:
     """The preferred reading's answer, and those of the others where they differ."""
     solved: list[tuple[Reading, Answer]] = []
     for reading in readings:
@@ -232,4 +232,3 @@ def _singular(value: str, reading: Reading) -> str:
         return value
     options = singulars(value, frozenset(kinds))
     return options[0] if options else value
-

@@ -133,6 +133,7 @@ class Search:
             OutOfStepsError, OutOfTimeError: the search met a limit; no answer.
         """
         decisions: list[tuple[int, int]] = []
+        self.clock.look()
         while True:
             conflict = self.propagate()
             if conflict is None:

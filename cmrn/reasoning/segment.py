@@ -11,9 +11,11 @@ _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e
 _END = re.compile(r"[.!?]+[\"'”’)]*(?=\s|$)|;(?=\s|$)|\n")
 _OPTION = re.compile(r"\s*\(?([A-Z])[).:]\s+")
 _NUMBER = re.compile(r"\s*(?:\d+[.)]?|[-*•])\s+(?=\S)")
-_WORD = re.compile(r"\d+(?:[.,]\d+)*(?:st|nd|rd|th)?|[^\W\d_]+(?:[-./&][^\W_]+|\d+|_[^\W_]+)*|'s\b|’s\b|['’](?=\s)|[^\s\w]|\w+")
-_CONTRACTION = re.compile(r"\b(can|wo|sha)(n['’]t)\b|\b(\w+)(n['’]t)\b", re.IGNORECASE)
-_FULL = {"can": "can", "wo": "will", "sha": "shall"}
+_WORD = re.compile(
+    r"\d+(?:[.,]\d+)*(?:st|nd|rd|th)?|[^\W\d_]+(?:[-./&][^\W_]+|\d+|_[^\W_]+)*|'s\b|’s\b|['’](?=\s)|[^\s\w]|\w+"
+)
+_CONTRACTION = re.compile(r"\b(ca|wo|sha)(n['’]t)\b|\b(\w+)(n['’]t)\b", re.IGNORECASE)
+_FULL = {"ca": "can", "wo": "will", "sha": "shall"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def segment(text: str) -> tuple[Sentence, ...]:
 
 
 def _at_end(text: str, after: int, before: str) -> bool:
-    """Whether the point behind an abbreviation also ends the sentence: nothing follows on the line, or one letter did."""
+    """Whether the point behind an abbreviation ends it: nothing follows on the line, or one letter did."""
     rest = text[after:].lstrip(" ")
     return not rest or rest.startswith("\n") or bool(re.search(r"\b(is|are|the|a)\s+[A-Z]$", before))
 
@@ -80,7 +82,12 @@ def tokenize(sentence: Sentence) -> tuple[Token, ...]:
     cut = {}
     for match in _CONTRACTION.finditer(sentence.text):
         first, second = (1, 2) if match[1] else (3, 4)
-        cut[match.start()] = (match, _FULL.get(match[first].lower(), match[first].lower()), match.end(first), match[second])
+        cut[match.start()] = (
+            match,
+            _FULL.get(match[first].lower(), match[first].lower()),
+            match.end(first),
+            match[second],
+        )
     for match in _WORD.finditer(sentence.text):
         at = sentence.start + match.start()
         inside = next((place for place, (whole, *_) in cut.items() if place <= match.start() < whole.end()), None)

@@ -1,8 +1,8 @@
 """Whole sentences: statements and what joins them.
 
-    sentence = if S [","] [then] S | S if S | S only if S | S (if and only if | iff) S | unless S "," S | S unless S
-             | either S or S | it is [not] (true|false|the case) that S | S [","] (and|or|but) S | simple
-    simple   = there (is|are) np | np vp
+sentence = if S [","] [then] S | S if S | S only if S | S (if and only if | iff) S | unless S "," S | S unless S
+         | either S or S | it is [not] (true|false|the case) that S | S [","] (and|or|but) S | simple
+simple   = there (is|are) np | np vp
 """
 
 from __future__ import annotations
@@ -146,4 +146,3 @@ def _number(subject: NounPhrase) -> bool | None:
     if subject.kind in ("nor", "or", "xor"):
         return None
     return subject.plural
-

@@ -9,17 +9,19 @@ from typing import Literal as Either
 from cmrn.errors import DataError
 from cmrn.reasoning.channels import ChannelWorld
 from cmrn.reasoning.classical import ClassicalWorld, Verdict
-from cmrn.reasoning.formulas import atoms, constants, free_variables, substitute
+from cmrn.reasoning.closed import Closed
+from cmrn.reasoning.formulas import atoms, constants, free_variables, negation, substitute
 from cmrn.reasoning.ground import Source
 from cmrn.reasoning.limits import Clock, Limits
-from cmrn.reasoning.proof import Answer, Contradiction, Revision, Step, check
+from cmrn.reasoning.proof import Answer, Contradiction, ProofError, Revision, Step, check
 from cmrn.reasoning.revise import revise
-from cmrn.reasoning.theory import Exists, ForAll, Formula, Implies, Literal, Not, Question, Statement, Theory
+from cmrn.reasoning.theory import Exists, ForAll, Formula, Implies, Literal, Question, Statement, Theory
 from cmrn.reasoning.verbalise import say
 
 __all__ = ["given", "solve", "verify"]
 
 World = ClassicalWorld | ChannelWorld
+ONE_RIGHT = "one of the options is right"
 Kind = Either["truth", "choice", "value", "meta"]
 Truth = Either["true", "false", "unknown", "both"]
 
@@ -56,17 +58,47 @@ def given(theory: Theory, answer: Answer) -> dict[str, tuple[Formula, float]]:
 
 
 def verify(theory: Theory, question: Question, answer: Answer, limits: Limits | None = None) -> None:
-    """Check every step of an answer again, by the checker that knows nothing of how it was found.
+    """Check every step of an answer again, and that they prove it, by the checker that knows nothing of the search.
 
     Raises:
-        ProofError: a step does not follow.
+        ProofError: a step does not follow, or no step without suppositions says what the answer does.
     """
     asked = [formula for formula in (question.formula, *(f for _, f in question.options)) if formula is not None]
     closed = None
     if theory.world == "closed":
         premises = [Source(s.id, s.formula, s.degree) for s in theory.statements]
         closed = ChannelWorld(premises, asked, Clock(limits or Limits()), say, closed=True).closed_world()
-    check(answer.steps, given(theory, answer), asked, closed)
+    known = given(theory, answer)
+    for claim in _claims(theory, question, answer):
+        ends = [number for number, step in enumerate(answer.steps, 1) if step.formula == claim]
+        if not any(_ends_well(answer.steps[:end], known, asked, closed) for end in ends):
+            raise ProofError(f"no step without suppositions says that {say(claim)}")
+    check(answer.steps, known, asked, closed)
+
+
+def _ends_well(
+    steps: Sequence[Step],
+    known: dict[str, tuple[Formula, float]],
+    asked: Sequence[Formula],
+    closed: Closed | None,
+) -> bool:
+    try:
+        check(steps, known, asked, closed)
+    except ProofError:
+        return False
+    return True
+
+
+def _claims(theory: Theory, question: Question, answer: Answer) -> list[Formula]:
+    """The formulas that an answer says are proved."""
+    named = {s.id: s.formula for s in theory.statements}
+    formula = named.get(question.about or "", question.formula)
+    if formula is not None and answer.kind in ("truth", "meta"):
+        claims = {"true": [formula], "false": [negation(formula)], "both": [formula, negation(formula)]}
+        return claims.get(answer.answer or "", [])
+    if answer.kind == "choice" and ONE_RIGHT not in answer.assumptions:
+        return [option for name, option in question.options if name in (answer.value or "").split(" and ")]
+    return []
 
 
 class _Solver:
@@ -90,7 +122,7 @@ class _Solver:
         background = self._imports([formula]) if self.classical else []
         world = self.world([formula], background)
         verdict = world.decide(0)
-        concluded = {"true": [formula], "false": [_negation(formula)], "both": [formula, _negation(formula)]}
+        concluded = {"true": [formula], "false": [negation(formula)], "both": [formula, negation(formula)]}
         conclusions = [say(one) for one in concluded.get(verdict.answer, [])]
         if verdict.answer == "unknown":
             conclusions += self._unheard([formula])
@@ -106,7 +138,7 @@ class _Solver:
         if not right:
             left = [i for i, verdict in enumerate(verdicts) if not verdict.refutation]
             if len(left) == 1 and len(verdicts) > 1:
-                right, assumed = left, ("one of the options is right",)
+                right, assumed = left, (ONE_RIGHT,)
         used = [verdicts[i] for i in right] if right and not assumed else verdicts
         answer = self._answer("choice", None if right else "unknown", world, used, [])
         names = [question.options[i] for i in right]
@@ -139,11 +171,11 @@ class _Solver:
         background = self._imports([s.formula for s in self.theory.statements])
         world = ClassicalWorld(self.premises, background, [about.formula], self.clock, say)
         against = [members for members in world.conflicts.sets if about.id in members]
-        negation = _negation(about.formula)
+        opposite = negation(about.formula)
         if against:
             smallest = min(against, key=lambda members: (len(members), sorted(members)))
-            verdict = Verdict(None, world.prove("yes 0", negation, smallest - {about.id}))
-            concluded = [f"{about.id} cannot hold if {_list(smallest - {about.id})} do", say(negation)]
+            verdict = Verdict(None, world.prove("yes 0", opposite, smallest - {about.id}))
+            concluded = [f"{about.id} cannot hold if {_list(smallest - {about.id})} do", say(opposite)]
         else:
             rest = world.ids - {about.id}
             verdict = Verdict(world.prove("not 0", about.formula, rest), None)
@@ -153,7 +185,9 @@ class _Solver:
 
     def _consequences(self) -> Answer:
         """Every literal that follows from the premises by chaining."""
-        background = self._imports([s.formula for s in self.theory.statements]) if self.classical else []
+        formulas = [statement.formula for statement in self.theory.statements]
+        nobody = not any(True for formula in formulas for _ in constants(formula))
+        background = self._imports(formulas) if self.classical and nobody else []
         world = self.world([], background)
         verdicts = world.consequences()
         answer = self._answer("meta", None, world, verdicts, background)
@@ -240,12 +274,6 @@ def _needed(steps: Sequence[Step], finals: Sequence[str]) -> tuple[list[Step], s
         for step in reversed(kept)
     ]
     return renamed, wanted
-
-
-def _negation(formula: Formula) -> Formula:
-    if isinstance(formula, Not):
-        return formula.part
-    return formula.negated() if isinstance(formula, Literal) else Not(formula)
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -6,8 +6,6 @@ from cmrn.reasoning.lexicon import MODALS, indefinite, plural, verb_bases
 from cmrn.reasoning.theory import (
     And,
     Atom,
-    Constant,
-    Exists,
     ForAll,
     Formula,
     Iff,
@@ -26,6 +24,7 @@ __all__ = ["say"]
 def say(formula: Formula) -> str:
     """The formula as one English clause, without a full stop.
 
+    >>> from cmrn.reasoning.theory import Constant
     >>> say(Literal(Atom("can fly", (Constant("Tweety"),)), positive=False))
     'Tweety cannot fly'
     """

@@ -14,7 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from cmrn.reasoning.lexicon import IRREGULAR_VERBS, MODALS, PREPOSITIONS, is_plural_form, third_person, verb_bases
+from cmrn.reasoning.lexicon import (
+    IRREGULAR_VERBS,
+    MODALS,
+    PREPOSITIONS,
+    is_plural_form,
+    third_person,
+    verb_bases,
+    word_set,
+)
 from cmrn.reasoning.phrases import Parses, Phrases
 from cmrn.reasoning.syntax import Joined, Kind, Negated, NounPhrase, Property, Relation, VerbPhrase
 from cmrn.reasoning.vocabulary import DUMMIES
@@ -22,8 +30,8 @@ from cmrn.reasoning.vocabulary import DUMMIES
 __all__ = ["VerbPhrases", "negate"]
 
 T = TypeVar("T")
-_PAST = frozenset("had did went ate saw knew took gave made won lost wrote found left ran came bought sold told met led "
-                  "built taught caught held kept felt".split())  # fmt: skip
+_PAST = word_set("had did went ate saw knew took gave made won lost wrote found left ran came bought sold told met led "
+                  "built taught caught held kept felt")  # fmt: skip
 _ADVERBS = ("always", "also", "both")
 
 
@@ -51,9 +59,7 @@ class VerbPhrases(Phrases):
             found.append((part, end))
         return found
 
-    def _framed(
-        self, at: int, item: Callable[[int], Parses[VerbPhrase]], first: str, last: str
-    ) -> Parses[VerbPhrase]:
+    def _framed(self, at: int, item: Callable[[int], Parses[VerbPhrase]], first: str, last: str) -> Parses[VerbPhrase]:
         found: Parses[VerbPhrase] = []
         pending: list[tuple[tuple[VerbPhrase, ...], int]] = [((part,), end) for part, end in item(at)]
         if first == "either":
@@ -77,15 +83,17 @@ class VerbPhrases(Phrases):
 
     def _inner(self, at: int, item: Callable[[int], Parses[VerbPhrase]]) -> Parses[VerbPhrase]:
         """An item, or several joined by `and`, between `either` and `or`."""
-        found = []
+        found: Parses[VerbPhrase] = []
         for part, end in item(at):
             if self.word(end) == "and":
                 found += [(Joined("and", (part, other)), stop) for other, stop in item(end + 1)]
             found.append((part, end))
         return found
 
-    def _not_both(self, phrase: Joined, at: int) -> tuple[VerbPhrase, int]:
+    def _not_both(self, phrase: VerbPhrase, at: int) -> tuple[VerbPhrase, int]:
         """`or … but not both` is exactly one, `or both` at least one."""
+        if not isinstance(phrase, Joined) or phrase.operator == "and":
+            return phrase, at
         words = [self.word(here) for here in range(at, at + 4)]
         if words == [",", "but", "not", "both"]:
             return Joined("xor", phrase.parts), at + 4
@@ -118,8 +126,7 @@ class VerbPhrases(Phrases):
             chain = (*sofar, (operator, part))
             found += self._chain(end, item, chain)
             if operator:
-                found += [self._not_both(node, end) if isinstance(node, Joined) and node.operator == "or" else (node, end)
-                          for node in _grouped(chain)]  # fmt: skip
+                found += [self._not_both(node, end) for node in _grouped(chain)]
         return found
 
     def part(self, at: int, plural: bool | None) -> Parses[VerbPhrase]:
@@ -134,7 +141,10 @@ class VerbPhrases(Phrases):
         if word in ("does", "do", "did"):
             agrees = word == "did" or plural is None or plural == (word == "do")
             if agrees and self.word(at + 1) == "not":
-                return [(Negated(phrase), end) for phrase, end in self.verb(at + 2, _past if word == "did" else third_person)]
+                return [
+                    (Negated(phrase), end)
+                    for phrase, end in self.verb(at + 2, _past if word == "did" else third_person)
+                ]
             return []
         if word in MODALS:
             return self.after_modal(at + 1, word)
@@ -158,14 +168,20 @@ class VerbPhrases(Phrases):
             here = at + 1
             if self.word(here) in ("both", "either"):
                 return [
-                    (_deny_framed(node), end) for node, end in self.coordinated(here, lambda k: self.complement(k, plural))
+                    (_deny_framed(node), end)
+                    for node, end in self.coordinated(here, lambda k: self.complement(k, plural))
                 ]
             found: Parses[VerbPhrase] = []
             for part, end in self.complement(here, plural):
                 alone: VerbPhrase = Negated(part)
-                found += self._chain(end, lambda k: self.complement(k, plural), ((None, alone),)) if self._turns(end) else []
+                found += (
+                    self._chain(end, lambda k: self.complement(k, plural), ((None, alone),)) if self._turns(end) else []
+                )
                 if self.word(end) == "or":
-                    found += [(Joined("and", (alone, Negated(other))), stop) for other, stop in self.complement(end + 1, plural)]
+                    found += [
+                        (Joined("and", (alone, Negated(other))), stop)
+                        for other, stop in self.complement(end + 1, plural)
+                    ]
                 found.append((alone, end))
             return found
         return self.coordinated(at, lambda here: self.complement(here, plural))
@@ -174,7 +190,7 @@ class VerbPhrases(Phrases):
         """Whether what follows a denied complement is one that is not itself denied: `not red but kind`."""
         comma = self.word(at) == ","
         word, after = self.word(at + comma), self.word(at + comma + 1)
-        return word == "but" or word == "and" and after == "not"
+        return word == "but" or (word == "and" and after == "not")
 
     def complement(self, at: int, plural: bool) -> Parses[VerbPhrase]:
         """What follows `is`."""
@@ -208,12 +224,21 @@ class VerbPhrases(Phrases):
     def _adjectival(self, at: int) -> Parses[VerbPhrase]:
         """An adjective, with adverbs before it, and what it is of: `afraid of wolves`, `taller than Bob`."""
         here = at
-        while self.word(here) in ("very", "quite", "really", "too") or (self.word(here).endswith("ly") and self.is_open(here + 1)):
+        while self.word(here) in ("very", "quite", "really", "too") or (
+            self.word(here).endswith("ly") and self.is_open(here + 1)
+        ):
             here += 1
         word = self.word(here)
-        if not self.is_open(here) or is_plural_form(word, self.vocabulary.seen) and word not in self.vocabulary.adjectives:
+        if not self.is_open(here) or (
+            is_plural_form(word, self.vocabulary.seen) and word not in self.vocabulary.adjectives
+        ):
             return []
-        if word in self.vocabulary.plurals or word in DUMMIES or self.is_open(here + 1) or word in self.vocabulary.nouns - self.vocabulary.adjectives:
+        if (
+            word in self.vocabulary.plurals
+            or word in DUMMIES
+            or self.is_open(here + 1)
+            or word in self.vocabulary.nouns - self.vocabulary.adjectives
+        ):
             return []
         if not self.tokens[here].text[0].islower() and not word.endswith(("an", "ish", "ese", "ic", "ch")):
             return []
@@ -256,11 +281,15 @@ class VerbPhrases(Phrases):
             return self.finite(at, True) + self.finite(at, False)
         if plural:
             return self.verb(at, third_person) if not self._is_third(at) else []
+        if self.vocabulary.singular(self.word(at)) in self.vocabulary.nouns:
+            return []
         return [pair for base in self._bases(at)[:1] for pair in self._tail(at + 1, base, third_person)]
 
     def _is_past(self, at: int) -> bool:
         word = self.word(at)
-        return self.is_open(at) and (word in _PAST or len(word) > 4 and word.endswith("ed") and word[-3:] != "eed") or word == "had"
+        return (
+            self.is_open(at) and (word in _PAST or (len(word) > 4 and word.endswith("ed") and word[-3:] != "eed"))
+        ) or word == "had"
 
     def _is_third(self, at: int) -> bool:
         """Whether a word can only be the third person: the passage has its base, or its form is special."""
@@ -277,6 +306,8 @@ class VerbPhrases(Phrases):
         """A verb in its base form and what follows it."""
         word = self.word(at)
         if word not in ("have", "do") and not (self.is_open(at) and self.tokens[at].text[0].islower()):
+            return []
+        if self._is_adverb(at) or self.vocabulary.is_adjective(word) or is_plural_form(word, self.vocabulary.seen):
             return []
         return self._tail(at + 1, word, name)
 

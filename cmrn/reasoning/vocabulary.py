@@ -30,7 +30,7 @@ _STOPS = frozenset({"", ",", "and", "or", "nor", "but", "then", "who", "that", "
 class Vocabulary:
     """seen: all words in lower case; nouns: singular; adjectives; names: as written, by their lower case.
 
-    kinds: the dummies, such as person, that the passage uses as a kind of their own. plurals: those that only their place
+    kinds: the dummies, such as person, that the passage uses as a kind of their own. plurals: those that only a place
     shows, with their nouns. alone: nouns that stand without another word before them. capitals: words written with a
     capital inside a sentence.
     """
@@ -56,7 +56,7 @@ class Vocabulary:
             return self.plurals[word]
         options = singulars(word, self.seen)
         known = [one for one in options if one in self.nouns]
-        return (known or list(options) or [None])[0]
+        return next(iter((*known, *options)), None)
 
     def is_adjective(self, word: str) -> bool:
         """Whether the passage or common use makes a word an adjective."""
@@ -67,7 +67,7 @@ class Vocabulary:
     def splits(self, modifier: Token, head: str) -> bool:
         """Whether `modifier head` says two things of what it names, rather than being a noun of two words."""
         word = modifier.lower
-        if word in PRIVATIVE or word in self.nouns and word not in self.adjectives:
+        if word in PRIVATIVE or (word in self.nouns and word not in self.adjectives):
             return False
         if self.is_adjective(word):
             return True
@@ -112,14 +112,16 @@ def _shown_plural(tokens: Sequence[Token], seen: frozenset[str], names: dict[str
         word, after = tokens[at].lower, tokens[at + 1].lower
         if not is_open(tokens[at]) or word in DUMMIES or singulars(word, seen) or word in names:
             continue
-        plural = after in ("are", "were") or after in ("that", "who") and at + 2 < len(tokens) and tokens[at + 2].lower == "are"
+        plural = after in ("are", "were") or (
+            after in ("that", "who") and at + 2 < len(tokens) and tokens[at + 2].lower == "are"
+        )
         start = at
         while start and is_open(tokens[start - 1]):
             start -= 1
         opener = tokens[start - 1].lower if start else ""
-        if plural and opener in ("", "all", "only", "no", "some") and (opener or start == at):
-            yield word
-        elif opener in ("all", "only") and at + 1 < len(tokens) and after in ("can", "do"):
+        if (plural and opener in ("", "all", "only", "no", "some") and (opener or start == at)) or (
+            opener in ("all", "only") and at + 1 < len(tokens) and after in ("can", "do")
+        ):
             yield word
 
 
@@ -137,7 +139,7 @@ def _from_sentence(
     for at, token in enumerate(tokens):
         if token.text[:1].isupper() and is_open(token) and at and low(at - 1) not in (*_SINGULAR, *BE, ".", ":"):
             names.setdefault(token.lower, token.text)
-        if at == 0 and token.text[:1].isupper() and is_open(token) and low(1) in ("is", "was", "has", "does", "'s"):
+        if at == 0 and is_open(token) and low(1) in ("is", "was", "has", "does", "'s"):
             names.setdefault(token.lower, token.text)
         run = at + 1
         while run < len(tokens) and is_open(tokens[run]):
@@ -156,7 +158,9 @@ def _from_sentence(
                 nouns.add(last)
         elif token.lower in _COLLECTIVE and after in _STOPS and is_plural_form(last, seen):
             nouns.add(singulars(last, seen)[0])
-        elif (token.lower in BE or token.lower == "not") and after in _STOPS and len(words) == 1:
+        elif (
+            (token.lower in BE or (token.lower == "not" and low(at - 1) in BE)) and after in _STOPS and len(words) == 1
+        ):
             if token.lower in ("are", "were", "not") and is_plural_form(last, seen):
                 nouns.add(singulars(last, seen)[0])
             elif words[0].text.islower():

@@ -12,8 +12,8 @@ from cmrn.routing.choice_triton import pick_best
 
 __all__ = ["route_one"]
 
-TILE = 32768
-"""Weights of the parser's projection that the program multiplies at once."""
+TILE = 16384
+"""Weights of the parser's projection that the program multiplies at once: as many as its registers hold."""
 
 
 def route_one(
@@ -57,7 +57,7 @@ def _route_one(
     dtype: torch.dtype,
 ) -> list[Tensor]:
     (rows, width), (experts, tags) = x_ND.shape, weight_ER.shape
-    outputs = _empty_route(
+    outputs: list[Tensor] = _empty_route(
         x_ND, norm, eps, conv_JC, tail_NRC, start_N, projection_RD, weight_ER, bias_E, temperature, k, dtype
     )
     wide, tall = triton.next_power_of_2(width), triton.next_power_of_2(tags)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cmrn.config import CMRNConfig
-from cmrn.layers import segment_numbers
+from cmrn.layers import reads_one, segment_numbers
 from cmrn.records import Event, EventChain, EventState, Segments, TemporalState
 
 __all__ = ["EventChainTracker", "list_events"]
@@ -38,6 +38,8 @@ class EventChainTracker(nn.Module):
         self, temporal_states: Sequence[TemporalState], previous: EventState | None, segments: Segments
     ) -> tuple[EventChain, EventState]:
         """Events of the chunk whose surprise the states hold (the mean over layers), and what to carry on."""
+        if reads_one(self, temporal_states[0].surprise_BT, segments):
+            return self._one(temporal_states, previous, segments)
         surprise_BT = torch.stack([state.surprise_BT for state in temporal_states]).mean(0)
         batch, length = surprise_BT.shape
         state = previous or self.initial_state(batch, surprise_BT.device)
@@ -71,6 +73,19 @@ class EventChainTracker(nn.Module):
             _at(above_BT, ends, state.above_B),
             _at(since_BT + 1, ends, state.since_cut_B),
         )
+
+    def _one(
+        self, temporal_states: Sequence[TemporalState], previous: EventState | None, segments: Segments
+    ) -> tuple[EventChain, EventState]:
+        """`update` for one token a row, in one launch."""
+        from cmrn.temporal.events_triton import track_one
+
+        surprises = [state.surprise_BT[:, 0] for state in temporal_states]
+        before = previous or self.initial_state(len(surprises[0]), surprises[0].device)
+        carried = [before.count_B, before.sum_B, before.square_sum_B, before.above_B, before.since_cut_B]
+        start_B = None if segments.start_BT is None else segments.start_BT[:, 0]
+        surprise_B, begins_B, *after = track_one(surprises, carried, start_B, self.threshold, self.longest)
+        return EventChain(surprise_B[:, None], begins_B[:, None]), EventState(*after)
 
 
 def _last_true(flags_BT: Tensor | None, place_BT: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from tests.architecture.sources import FOLDERS, Source, imported_modules, read_s
 LAYERS = (
     ("errors",),
     ("config", "strict_yaml"),
-    ("loss_triton", "recipe_check", "records"),
+    ("decode_triton", "loss_triton", "recipe_check", "records", "sampling_triton"),
     ("alignment", "convolution_triton", "files", "loss", "recipe", "sampling"),
     ("layers",),
-    ("data", "memory", "reasoning", "routing", "temporal", "tokenizer"),
+    ("data", "generation_triton", "memory", "reasoning", "routing", "temporal", "tokenizer"),
     ("experts", "generation", "pretrained"),
     ("model",),
     ("inference", "training"),

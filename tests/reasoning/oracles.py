@@ -42,7 +42,10 @@ def to_z3(formula: Formula, names: dict[Variable | Constant, Any] | None = None)
         case Or(parts):
             return z3.Or([to_z3(part, names) for part in parts])
         case Xor(parts):
-            return z3.PbEq([(to_z3(part, names), 1) for part in parts], 1)
+            # Not z3.PbEq: with it z3 5.4 called one of these theories unsatisfiable that has a model.
+            values = [to_z3(part, names) for part in parts]
+            others = [values[:i] + values[i + 1 :] for i in range(len(values))]
+            return z3.Or([z3.And(value, z3.Not(z3.Or(rest))) for value, rest in zip(values, others, strict=True)])
         case Not(part):
             return z3.Not(to_z3(part, names))
         case Implies(body, head):

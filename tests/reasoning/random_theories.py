@@ -84,7 +84,9 @@ class Maker:
         if draw < 0.9:
             two = self.relation and self.random.random() < 0.2
             variables = (X, Y) if two else (X,)
-            return ForAll(variables, Implies(self.formula(variables, 1), self.formula(variables, self.random.choice((0, 0, 1)))))
+            return ForAll(
+                variables, Implies(self.formula(variables, 1), self.formula(variables, self.random.choice((0, 0, 1))))
+            )
         if draw < 0.96:
             return Exists((X,), self.formula((X, *self.names[:1]), 1))
         return Not(Exists((X,), self.formula((X,), 1)))

@@ -41,7 +41,7 @@ def one(router: DynamicRouter, *arguments: object) -> object:
     ("width", "tags", "experts", "k"), [(48, 64, 8, 3), (100, 5, 5, 1), (33, 20, 100, 5), (16, 8, 3, 3)]
 )
 @pytest.mark.parametrize(("batch", "starts"), [(1, False), (3, True)])
-@pytest.mark.parametrize("tile", [32768, 16])
+@pytest.mark.parametrize("tile", [16384, 16])
 def test_choice_and_tail_equal_the_router(
     width: int, tags: int, experts: int, k: int, batch: int, starts: bool, tile: int
 ) -> None:
