@@ -12,6 +12,7 @@ Every method returns all (tree, next word) that fit, the preferred first; `far` 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -40,7 +41,7 @@ _NAMES_IN_S = word_set("james charles thomas chris lucas nicholas marcus iris ag
                         "dennis curtis carlos andreas lewis socrates alexis jess jesus moses")  # fmt: skip
 
 
-class Phrases:
+class Phrases(ABC):
     """Reads noun phrases of one sentence; verb phrases, which they contain, are a subclass's."""
 
     def __init__(self, tokens: Sequence[Token], vocabulary: Vocabulary) -> None:
@@ -60,13 +61,13 @@ class Phrases:
         self.word(at)
         return at < len(self.tokens) and is_open(self.tokens[at])
 
+    @abstractmethod
     def verb_phrase(self, at: int, plural: bool | None) -> Parses[VerbPhrase]:
         """A verb phrase that agrees with its subject's number; None for a subject of either number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transitive(self, at: int, plural: bool | None) -> Parses[Callable[[NounPhrase], VerbPhrase]]:
         """A verb that still lacks its object, as a relative clause with its own subject has it."""
-        raise NotImplementedError
 
     def noun_phrase(self, at: int) -> Parses[NounPhrase]:
         """Any noun phrase, coordinated ones included."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cmrn.errors import DataError
 from cmrn.reasoning.induction import induce
-from cmrn.reasoning.lexicon import CLOSED, PREPOSITIONS
+from cmrn.reasoning.lexicon import CLOSED, PREPOSITIONS, singulars
 from cmrn.reasoning.limits import Limits
 from cmrn.reasoning.parse import read
 from cmrn.reasoning.proof import Answer
@@ -30,10 +29,6 @@ __all__ = [
 ]
 
 LONGEST = 4 << 20
-_FORWARD = re.compile(
-    r"Based on the above information, is the following statement true, false, or unknown\?", re.IGNORECASE
-)
-_FORWARD_ONLY = "rules are used from condition to conclusion only, as this wording of the question asks"
 _EVERYTHING = Question("meta", "what follows", 0, 0, None)
 
 
@@ -132,12 +127,12 @@ def examine(
     facts: Sequence[str] = (),
     rules: Sequence[str] = (),
     limits: Limits | None = None,
-    contraposition: bool | None = None,
+    contraposition: bool = True,
 ) -> tuple[Reasoned, ...]:
     """Every question's answer, in order; one, of what follows, where the text asks nothing.
 
-    contraposition: whether rules are also used from head to body; by default they are, but for a question in the
-    words of ProofWriter's, "is the following statement true, false, or unknown?", whose rules only run forward.
+    contraposition: whether rules are also used from head to body, as in classical logic; without it they only run
+    forward.
 
     Raises:
         EmptyTextError: there are no words.
@@ -184,7 +179,7 @@ def _is_english(pieces: Sequence[str]) -> bool:
     return sum(word in CLOSED or word in PREPOSITIONS for word in letters) * 8 >= len(letters) > 0
 
 
-def _answer(readings: Sequence[Reading], number: int, limits: Limits | None, contraposition: bool | None) -> Reasoned:
+def _answer(readings: Sequence[Reading], number: int, limits: Limits | None, contraposition: bool) -> Reasoned:
     """The preferred reading's answer, and those of the others where they differ."""
     solved: list[tuple[Reading, Answer]] = []
     for reading in readings:
@@ -202,14 +197,10 @@ def _answer(readings: Sequence[Reading], number: int, limits: Limits | None, con
     return Reasoned(question, replace(answer, status=status, assumptions=assumptions), first, others)
 
 
-def _solve(reading: Reading, question: Question | None, limits: Limits | None, contraposition: bool | None) -> Answer:
+def _solve(reading: Reading, question: Question | None, limits: Limits | None, contraposition: bool) -> Answer:
     if question is None:
         return solve(reading.theory, _EVERYTHING, limits)
-    if contraposition is None and _FORWARD.match(question.text):
-        answer = solve(reading.theory, question, limits, contraposition=False)
-        answer = replace(answer, assumptions=(*answer.assumptions, _FORWARD_ONLY))
-    else:
-        answer = solve(reading.theory, question, limits, contraposition=contraposition is not False)
+    answer = solve(reading.theory, question, limits, contraposition=contraposition)
     if question.kind == "choice" and answer.value is None:
         guess = induce(reading.theory, question)
         if guess is not None:
@@ -225,8 +216,6 @@ def _solve(reading: Reading, question: Question | None, limits: Limits | None, c
 
 def _singular(value: str, reading: Reading) -> str:
     """A kind in the singular, as a question for one is answered; a name stays."""
-    from cmrn.reasoning.lexicon import singulars
-
     kinds = {atom for one in reading.theory.statements for atom in one.text.lower().split()}
     if not value.islower() or value.startswith("the "):
         return value

@@ -44,7 +44,7 @@ CAPS = {
 def needs_no_model(command: Command) -> bool:
     """Whether a session's line runs in a moment, without a trained model."""
     words = [word for word in command.segments[0] if word != "--json"]
-    quick = words[:2] in (["cmrn", "recipe"], ["cmrn", "--version"], ["cmrn", "--help"]) or words[-1] == "--help"
+    quick = words[1:2] in (["recipe"], ["reason"], ["--version"], ["--help"]) or words[-1] == "--help"
     return command.runs and words[0] == "cmrn" and quick and len(command.segments) == 1
 
 
