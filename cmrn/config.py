@@ -238,6 +238,8 @@ class TrainingConfig(StrictModel):
     """Temperature of the router at the first step."""
     sequence_length: Annotated[int, Field(ge=2)] = 512
     """Tokens a sequence."""
+    carry_states: bool = False
+    """Whether rows read on where those of the batch before ended, with the state they left; gradients stop there."""
     micro_batch_size: Positive | None = None
     """Sequences computed at once; a step accumulates as many of these as the batch needs."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100

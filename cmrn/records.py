@@ -20,16 +20,19 @@ __all__ = [
     "BlockState",
     "CMRNOutput",
     "CMRNState",
+    "Drawn",
     "Event",
     "EventChain",
     "EventState",
     "Losses",
     "MemoryStats",
+    "ReasoningStep",
     "Routing",
     "Segments",
     "TemporalState",
     "WorkingMemory",
     "map_tensors",
+    "tensors_of",
 ]
 
 Record = TypeVar("Record")
@@ -46,6 +49,18 @@ def map_tensors(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
     if is_dataclass(record) and not isinstance(record, type):
         return type(record)(**{f.name: map_tensors(getattr(record, f.name), change) for f in fields(record)})
     return record
+
+
+def tensors_of(record: object) -> list[Tensor]:
+    """Every tensor of a record, in the order of its fields."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(record, keep)
+    return found
 
 
 @dataclass(frozen=True)
@@ -201,11 +216,32 @@ class MemoryStats:
 
 
 @dataclass(frozen=True)
+class ReasoningStep:
+    """One step of a proof: what was done with which premises or earlier steps, what it concludes, degree in [0, 1]."""
+
+    id: str
+    operation: str
+    premises: tuple[str, ...]
+    conclusion: str
+    degree: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was concluded from one row's text: checked steps, conclusions as sentences, and what stood in the way."""
+
+    steps: tuple[ReasoningStep, ...]
+    conclusions: tuple[str, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True)
 class CMRNOutput:
     """What a forward pass returns.
 
     logits (B,T,V); loss and losses where labels were given; routing_weights (B,T,E), the mean over blocks, each row
-    summing to 1; routing, one record a block; event_chain of the last block; states for the next chunk.
+    summing to 1; routing, one record a block; event_chain of the last block; states for the next chunk; drawn, in
+    symbolic mode, what the premises of each row lead to.
     """
 
     logits: Tensor
@@ -215,6 +251,12 @@ class CMRNOutput:
     routing: tuple[Routing, ...]
     event_chain: EventChain
     states: CMRNState
+    drawn: tuple[Drawn, ...] = ()
+
+    @property
+    def reasoning_trace(self) -> tuple[ReasoningStep, ...]:
+        """The steps of every row's proofs, in order; none but in symbolic mode (`CMRN.set_reasoning_mode`)."""
+        return tuple(step for row in self.drawn for step in row.steps)
 
     @property
     def memory_stats(self) -> MemoryStats:

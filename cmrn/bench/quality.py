@@ -181,6 +181,7 @@ def text_specs(setting: Setting, data: str) -> dict[str, RunSpec]:
     """The rows of the table, by name, with seed 1 and the setting's own learning rate.
 
     The Llamas keep documents apart, as ours does, which serves them; `packed` ones read across them, which is faster.
+    Reading on, rows continue those of the batch before, with the state they left.
     """
     config, length = setting.model, setting.training.sequence_length
     ours = cmrn_spec(config)
@@ -209,7 +210,11 @@ def text_specs(setting: Setting, data: str) -> dict[str, RunSpec]:
         f"Llama, window {window}": (llama(window=window, full_layers=spread), "muon"),
     }
     training = setting.training.model_dump(mode="json")
-    return {
+    specs = {
         name: RunSpec(setting.name, name, 1, model, {**training, "optimizer": optimizer}, data)
         for name, (model, optimizer) in models.items()
     }
+    other = "ours, each row afresh" if setting.training.carry_states else "ours, reading on"
+    again = specs[OURS].with_training(carry_states=not setting.training.carry_states)
+    specs[other] = RunSpec(setting.name, other, 1, again.model, again.training, data)
+    return specs

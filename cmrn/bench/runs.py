@@ -76,9 +76,9 @@ class RunSpec:
 class Result:
     """What a run gave. figures: bits per byte by domain, or accuracy by task size, with their "mean".
 
-    carried: the same figures with states carried across windows, where the model has them. seconds: training alone,
-    without compilation and evaluation. sizes: active and total parameters, and others worth knowing. where: device,
-    versions, commit and hash of the code.
+    carried: the same figures with what lies before a window as context: states carried, where the model has them, else
+    windows that overlap by half. seconds: training alone, without compilation and evaluation. sizes: active and total
+    parameters, and others worth knowing. where: device, versions, commit and hash of the code.
     """
 
     key: str

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from cmrn.bench.report import Progress
 from cmrn.data.encoding import Tokens, encode_documents
+from cmrn.data.lanes import LaneDataset
 from cmrn.data.packing import PackedDataset, PackedSource
 from cmrn.errors import UsageError
 
@@ -31,6 +32,8 @@ Integers = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class Windows:
     """Held-out tokens of one domain in rows of sequence_length: every token but a document's first is a target once.
+
+    What a row repeats of the one before it, where windows overlap, is read and not a target.
 
     inputs, targets: (N,T) int64; targets are the tokens one place on, −100 where there is none. bytes: UTF-8 bytes of
     all targets' text.
@@ -56,10 +59,13 @@ class TokenisedText:
         """Tokens that the vocabulary holds."""
         return len(self.byte_lengths)
 
-    def dataset(self, sequence_length: int, seed: int, owned: Sequence[str] = ()) -> PackedDataset:
-        """The training text, packed as training packs it, every domain with the same share of rows.
+    def dataset(
+        self, sequence_length: int, seed: int, owned: Sequence[str] = (), *, lanes: bool = False
+    ) -> PackedDataset:
+        """The training text, packed as training packs it, every domain with the same share of tokens.
 
-        owned: the domains that experts own, which domain ids index into.
+        owned: the domains that experts own, which domain ids index into. lanes: whether rows read on from batch to
+        batch.
         """
         labels = [owned.index(domain) if domain in owned else -1 for domain in self.domains]
         sources = [
@@ -67,21 +73,27 @@ class TokenisedText:
             for part, label in zip(self.train, labels, strict=True)
         ]
         shares = [1 / len(sources)] * len(sources)
-        return PackedDataset(sources, shares, sequence_length, seed, f"{self.fingerprint}-{sequence_length}-{seed}")
+        packing = LaneDataset if lanes else PackedDataset
+        return packing(sources, shares, sequence_length, seed, f"{self.fingerprint}-{sequence_length}-{seed}")
 
-    def windows(self, domain: int, length: int) -> Windows:
-        """A domain's documents in windows of `length` + 1 tokens that overlap by one; nothing is carried across."""
+    def windows(self, domain: int, length: int, repeated: int = 0) -> Windows:
+        """A domain's documents in windows of `length` + 1 tokens, each of which begins with the last of the one before.
+
+        repeated: how many more tokens of the one before it a window begins with, as context.
+        """
         tokens, bounds = self.held_out[domain]
-        rows = []
+        rows, context = [], []
         for start, end in pairwise(bounds):
             document = tokens[start:end].astype(np.int64)
-            for first in range(0, len(document) - 1, length):
+            for first in range(0, max(1, len(document) - 1 - repeated), length - repeated):
                 row = np.full(length + 1, -1, dtype=np.int64)
                 piece = document[first : first + length + 1]
                 row[: len(piece)] = piece
                 rows.append(row)
+                context.append(repeated if first else 0)
         table = np.stack(rows)
-        targets = table[:, 1:]
+        known = np.arange(length) < np.array(context)[:, None]
+        targets = np.where(known, -1, table[:, 1:])
         size = int(self.byte_lengths[targets[targets >= 0]].sum())
         return Windows(table[:, :-1].clip(min=0), np.where(targets < 0, -100, targets), size)
 

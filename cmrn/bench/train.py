@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from cmrn.bench.llama import Llama
-from cmrn.bench.measure import bits_per_byte, carried_bits_per_byte
+from cmrn.bench.measure import bits_per_byte, carried_bits_per_byte, overlapping_bits_per_byte
 from cmrn.bench.report import Progress, describe_device, versions
 from cmrn.bench.runs import Result, RunSpec, code_version
 from cmrn.bench.text import TokenisedText
@@ -36,7 +36,7 @@ def train_run(spec: RunSpec, text: TokenisedText, device: torch.device, progress
     seed_all(spec.seed)
     model = build_model(spec.model).to(device)
     owned = model.config.domains if isinstance(model, CMRN) else ()
-    dataset = text.dataset(config.sequence_length, spec.seed, owned)
+    dataset = text.dataset(config.sequence_length, spec.seed, owned, lanes=config.carry_states)
 
     def batches() -> Iterator[Batch]:
         cursor = dataset.start()
@@ -46,9 +46,11 @@ def train_run(spec: RunSpec, text: TokenisedText, device: torch.device, progress
 
     seconds, curve = train_steps(model, config, precision, batches(), progress)
     figures = bits_per_byte(model, text, config.sequence_length, config.batch_size, precision)
-    carried = {}
+    shape = (config.sequence_length, config.batch_size, precision)
     if isinstance(model, CMRN):
-        carried = carried_bits_per_byte(model, text, config.sequence_length, config.batch_size, precision)
+        carried = carried_bits_per_byte(model, text, *shape)
+    else:
+        carried = overlapping_bits_per_byte(model, text, *shape)
     return make_result(spec, config, device, seconds, curve, figures, carried)
 
 
@@ -94,7 +96,13 @@ def train_steps(
     """
     device = next(model.parameters()).device
     model.train()
-    step = training_step(model, OptimizerSet(parameter_groups(model, config)), config.gradient_clip, precision)
+    step = training_step(
+        model,
+        OptimizerSet(parameter_groups(model, config)),
+        config.gradient_clip,
+        precision,
+        carry=config.carry_states and isinstance(model, CMRN),
+    )
     every = max(1, config.max_steps // CURVE_POINTS)
     warm, started, losses = min(WARMING_STEPS, config.max_steps - 1), time.monotonic(), []
     for number in range(config.max_steps):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -24,31 +24,55 @@ from cmrn.data.evaluation import EvaluationBatch, EvaluationSet
 from cmrn.data.phrases import cut_phrases
 from cmrn.errors import CheckpointError, DataError, UsageError
 
-__all__ = ["Batch", "Cursor", "EvaluationBatch", "EvaluationSet", "PackedDataset", "PackedSource"]
+__all__ = ["Batch", "Cursor", "EvaluationBatch", "EvaluationSet", "Lane", "PackedDataset", "PackedSource"]
 
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Lane:
+    """Where a lane is: `offset` tokens into its `number`-th section, which is the `section`-th drawn of `source`."""
+
+    source: int
+    section: int
+    offset: int
+    number: int
+
+
+@dataclass(frozen=True)
 class Cursor:
-    """How far training has read: rows drawn from each source so far."""
+    """How far training has read. rows: rows drawn from each source so far; of a data set with lanes, sections.
+
+    lanes: where each is; none without them and before the first batch.
+    """
 
     rows: tuple[int, ...]
+    lanes: tuple[Lane, ...] | None = None
 
     def to_json(self) -> str:
         """As JSON, for a checkpoint."""
-        return json.dumps({"rows": list(self.rows)})
+        lanes = {} if self.lanes is None else {"lanes": [[*vars(lane).values()] for lane in self.lanes]}
+        return json.dumps({"rows": list(self.rows), **lanes})
 
     @classmethod
     def from_json(cls, text: str) -> Cursor:
         """The cursor `to_json` wrote. Raises CheckpointError where it is not one."""
         try:
-            rows = json.loads(text)["rows"]
-        except (ValueError, KeyError, TypeError) as error:
+            document = json.loads(text)
+            rows, lanes = document["rows"], document.get("lanes")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"not a data cursor: {error}") from error
-        if not isinstance(rows, list) or not all(type(row) is int and row >= 0 for row in rows):
+        if not _counts(rows):
             raise CheckpointError("not a data cursor: rows must be counts")
-        return cls(tuple(rows))
+        if lanes is None:
+            return cls(tuple(rows))
+        if not isinstance(lanes, list) or not all(_counts(lane) and len(lane) == len(fields(Lane)) for lane in lanes):
+            raise CheckpointError("not a data cursor: lanes must be lists of four counts")
+        return cls(tuple(rows), tuple(Lane(*lane) for lane in lanes))
+
+
+def _counts(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 @dataclass(frozen=True)
@@ -165,10 +189,7 @@ class PackedDataset:
         Raises:
             CheckpointError: the cursor belongs to other sources.
         """
-        if len(cursor.rows) != len(self._sources):
-            raise CheckpointError(
-                f"the data cursor counts {len(cursor.rows)} sources, the data has {len(self._sources)}"
-            )
+        self._check(cursor)
         drawn = list(cursor.rows)
         rows = []
         for _ in range(batch_size):
@@ -179,6 +200,12 @@ class PackedDataset:
             drawn[source] += 1
         ids, documents, domains = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
         return Batch(ids, documents, domains, ids.clone()), Cursor(tuple(drawn))
+
+    def _check(self, cursor: Cursor) -> None:
+        if len(cursor.rows) != len(self._sources):
+            raise CheckpointError(
+                f"the data cursor counts {len(cursor.rows)} sources, the data has {len(self._sources)}"
+            )
 
     def _row(self, index: int, row: int) -> tuple[Integers, Integers, Integers]:
         """(ids, document ids, domain ids) of one row of one source, each (T,)."""

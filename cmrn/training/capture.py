@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,13 +15,15 @@ from torch._inductor.exc import InductorError
 from torch.nn.utils import get_total_norm
 
 from cmrn.data.packing import Batch
+from cmrn.records import CMRNState
 from cmrn.training.accumulate import accumulate
+from cmrn.training.carry import fill_states, fresh_states, keep_finite, state_tensors
 from cmrn.training.device import Precision
 from cmrn.training.optim import OptimizerSet
 from cmrn.training.random_state import restore_random, save_random
 from cmrn.training.step import StepResult
 
-__all__ = ["CapturedStep", "compiled"]
+__all__ = ["CapturedStep", "compiled", "without_advice"]
 
 WARM_UP = 2
 BUILDS = 64
@@ -37,9 +39,19 @@ class CapturedStep:
     as `grad_scale`, both as torch's gradient scaler would set them. Differs from `PlainStep` in rounding only.
     """
 
-    def __init__(self, model: nn.Module, optimizers: OptimizerSet, gradient_clip: float, precision: Precision) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: OptimizerSet,
+        gradient_clip: float,
+        precision: Precision,
+        *,
+        carry: bool = False,
+    ) -> None:
         self.model, self.optimizers = model, optimizers
-        self.gradient_clip, self.precision = gradient_clip, precision
+        self.gradient_clip, self.precision, self.carry = gradient_clip, precision, carry
+        self._states: CMRNState | None = None
+        self._saved: Mapping[str, Tensor] = {}
         device = next(model.parameters()).device
         self._grad_scale, self._found_inf, self._skip = (torch.zeros((), device=device) for _ in range(3))
         optimizers.guard(self._grad_scale, self._found_inf)
@@ -47,6 +59,14 @@ class CapturedStep:
         self._key: tuple[object, ...] = ()
         self._batch: Batch | None = None
         self._told = torch.zeros(0, device=device)
+
+    def carried(self) -> dict[str, Tensor]:
+        """What the model carries to the next batch, by name; nothing where it carries nothing."""
+        return state_tensors(self._states)
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        """Go on from what `carried` gave; for before the first step."""
+        self._saved = carried
 
     def __call__(self, batch: Batch, micro_batch: int, share: float) -> Callable[[], StepResult]:
         """Launch the step; the call returned waits for it."""
@@ -74,6 +94,10 @@ class CapturedStep:
         """Warm up and capture, leaving weights, optimizers and random generators as they were."""
         device = self._skip.device
         self._graph, self._batch = None, Batch(**{name: value.to(device) for name, value in vars(batch).items()})
+        if self.carry and self._states is None:
+            self._states = fresh_states(self.model, self._batch, self.precision)
+            if self._saved:
+                fill_states(self._states, self._saved)
         document, tensors = save_random()
         self._skip.fill_(1.0)
         try:
@@ -106,13 +130,15 @@ class CapturedStep:
 
     def _step(self, batch: Batch, micro_batch: int) -> Tensor:
         """(loss, norm, load of each expert), float32."""
-        gradient = accumulate(self.model, batch, micro_batch, self.precision)
+        gradient = accumulate(self.model, batch, micro_batch, self.precision, self._states)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = get_total_norm(gradients)
         finite = (gradient.loss.isfinite() & norm.isfinite()).float() * (1 - self._skip)
         self._found_inf.copy_(1 - finite)
         self._grad_scale.copy_(((norm + 1e-6) / self.gradient_clip).clamp(min=1.0))
         self.optimizers.move()
+        if self._states is not None and gradient.states is not None:
+            keep_finite(self._states, gradient.states, finite)
         parts = [torch.stack([gradient.loss.float(), norm.float()])]
         if gradient.loads:
             loads_LE = torch.stack(gradient.loads)
@@ -134,11 +160,24 @@ def compiled(model: nn.Module) -> Iterator[None]:
     for region in regions:
         region.compile(fullgraph=True, dynamic=False)
     try:
-        with limit:
+        with limit, without_advice():
             yield
     finally:
         for region in regions:
             region._compiled_call_impl = None
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Within it torch's compiler keeps two pieces of advice to itself: both name what is meant to be so.
+
+    That products of float32 could be rounded to TF32: what is float32 here, routing logits above all, is to stay so.
+    That a long softmax is made in two passes, which is a matter of its speed alone.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+        warnings.filterwarnings("ignore", r"\s*Online softmax is disabled", UserWarning)
+        yield
 
 
 def _result(told: Tensor, done: torch.cuda.Event) -> StepResult:

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class TrainingState:
 
     step: steps done. cursor: where the data goes on. skipped: steps skipped in a row, and in all. seconds: time spent
     training. identity: what must not change on resuming. random, random_tensors: every generator. optimizer: its state.
+    carried: what the model reads on from, empty where it carries nothing.
     """
 
     step: int
@@ -57,6 +58,7 @@ class TrainingState:
     random: dict[str, Any]
     random_tensors: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -81,6 +83,7 @@ def save_checkpoint(
     }
     tensors = {f"random.{name}": tensor for name, tensor in state.random_tensors.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in state.optimizer.items()}
+    tensors |= {f"carried.{name}": tensor for name, tensor in state.carried.items()}
     with write_folder(folder) as temporary:
         write_model_files(temporary, config, model.state_dict(), tokenizer_json)
         write_tensors(temporary / STATE_TENSORS, tensors)
@@ -116,7 +119,10 @@ def read_state(folder: Path) -> TrainingState:
         raise CheckpointError("is of another version", where=str(folder / STATE))
     try:
         return TrainingState(
-            **document, random_tensors=_below(tensors, "random."), optimizer=_below(tensors, "optimizer.")
+            **document,
+            random_tensors=_below(tensors, "random."),
+            optimizer=_below(tensors, "optimizer."),
+            carried=_below(tensors, "carried."),
         )
     except TypeError as error:
         raise CheckpointError("lacks a field, or has one too many", where=str(folder / STATE)) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cmrn.config import TrainingConfig
 from cmrn.data.evaluation import EvaluationSet
@@ -36,7 +37,10 @@ STEPS_OF_A_RATE = 20
 
 @dataclass
 class Progress:
-    """Where a run is. checkpoint: the newest saved, of `saved_step`; seconds_before: trained by earlier processes."""
+    """Where a run is. checkpoint: the newest saved, of `saved_step`; seconds_before: trained by earlier processes.
+
+    carried: the state that an earlier process's last batch left.
+    """
 
     cursor: Cursor
     step: int = 0
@@ -45,6 +49,7 @@ class Progress:
     seconds_before: float = 0.0
     checkpoint: Path | None = None
     saved_step: int = -1
+    carried: dict[str, Tensor] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS_OF_A_RATE))
 
@@ -98,8 +103,14 @@ class TrainingLoop:
         self.config, self.progress, self.log, self.request = settings.config, progress, log, request
         self.micro_batch = min(self.config.micro_batch_size or self.config.batch_size, self.config.batch_size)
         self._take = training_step(
-            model, optimizers, self.config.gradient_clip, settings.precision, capture=self.config.capture == "auto"
+            model,
+            optimizers,
+            self.config.gradient_clip,
+            settings.precision,
+            capture=self.config.capture == "auto",
+            carry=self.config.carry_states,
         )
+        self._take.restore(progress.carried)
         self._launched: _Launched | None = None
 
     def run(self, dataset: PackedDataset, held_out: EvaluationSet | None) -> Evaluation:
@@ -257,6 +268,7 @@ class TrainingLoop:
             random=random,
             random_tensors=random_tensors,
             optimizer=self.optimizers.tensors(),
+            carried=self._take.carried(),
         )
         self.log.sync()
         tokenizer = self.model.tokenizer

@@ -18,6 +18,7 @@ from cmrn.config import CMRNConfig
 from cmrn.data.corpus import check_domains, load_corpus, sample_texts
 from cmrn.data.documents import Corpus
 from cmrn.data.evaluation import EvaluationSet
+from cmrn.data.lanes import LaneDataset
 from cmrn.data.packing import PackedDataset
 from cmrn.errors import UsageError
 from cmrn.files import write_file, writer_lock
@@ -71,7 +72,8 @@ def train_recipe(
     tokenizer = _tokenizer(recipe, corpus, run if begun else None)
     config = _fit_vocabulary(recipe, tokenizer)
     length, batch = recipe.training.sequence_length, recipe.training.batch_size
-    train = PackedDataset.build(
+    packing = LaneDataset if recipe.training.carry_states else PackedDataset
+    train = packing.build(
         corpus.train, tokenizer, config.domains, length, corpus.weights, recipe.seed, recipe.data.phrase_share
     )
     held_out = EvaluationSet.build(corpus.validation, tokenizer, config.domains, length, batch)

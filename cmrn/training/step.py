@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from cmrn.data.packing import Batch
 from cmrn.errors import ResourceError
+from cmrn.records import CMRNState
 from cmrn.training.accumulate import accumulate, out_of_memory
+from cmrn.training.carry import fill_states, fresh_states, keep_finite, state_tensors
 from cmrn.training.device import Precision
 from cmrn.training.optim import OptimizerSet
 
@@ -42,33 +44,68 @@ class TrainingStep(Protocol):
     def __call__(self, batch: Batch, micro_batch: int, share: float) -> Callable[[], StepResult]:
         """Take the step."""
 
+    def carried(self) -> dict[str, Tensor]:
+        """What the model carries to the next batch, by name; nothing where it carries nothing."""
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        """Go on from what `carried` gave; for before the first step."""
+
 
 def training_step(
-    model: nn.Module, optimizers: OptimizerSet, gradient_clip: float, precision: Precision, *, capture: bool = True
+    model: nn.Module,
+    optimizers: OptimizerSet,
+    gradient_clip: float,
+    precision: Precision,
+    *,
+    capture: bool = True,
+    carry: bool = False,
 ) -> TrainingStep:
     """The fastest step for this model: on CUDA one graph that is replayed, elsewhere plain calls.
 
     model: any that is called as CMRN is, with its layers in `blocks`. capture: False for plain calls everywhere; a
-    model that recomputes its blocks (gradient_checkpointing) or is not of float32 gets them too.
+    model that recomputes its blocks (gradient_checkpointing) or is not of float32 gets them too. carry: whether the
+    model's state goes on from batch to batch, whose rows then go on too, as `LaneDataset` gives them.
     """
     recomputes = getattr(getattr(model, "config", None), "gradient_checkpointing", False)
     if capture and optimizers.capturable and not recomputes:
         from cmrn.training.capture import CapturedStep
 
-        return CapturedStep(model, optimizers, gradient_clip, precision)
-    return PlainStep(model, optimizers, gradient_clip, precision)
+        return CapturedStep(model, optimizers, gradient_clip, precision, carry=carry)
+    return PlainStep(model, optimizers, gradient_clip, precision, carry=carry)
 
 
 class PlainStep:
     """A step as it is defined; the host sees loss and norm before the optimizers move anything."""
 
-    def __init__(self, model: nn.Module, optimizers: OptimizerSet, gradient_clip: float, precision: Precision) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: OptimizerSet,
+        gradient_clip: float,
+        precision: Precision,
+        *,
+        carry: bool = False,
+    ) -> None:
         self.model, self.optimizers = model, optimizers
-        self.gradient_clip, self.precision = gradient_clip, precision
+        self.gradient_clip, self.precision, self.carry = gradient_clip, precision, carry
+        self._states: CMRNState | None = None
+        self._saved: Mapping[str, Tensor] = {}
+
+    def carried(self) -> dict[str, Tensor]:
+        """What the model carries to the next batch, by name; nothing where it carries nothing."""
+        return state_tensors(self._states)
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        """Go on from what `carried` gave; for before the first step."""
+        self._saved = carried
 
     def __call__(self, batch: Batch, micro_batch: int, share: float) -> Callable[[], StepResult]:
         """Take the step; the result is there at once."""
-        gradient = accumulate(self.model, batch, micro_batch, self.precision)
+        if self.carry and self._states is None:
+            self._states = fresh_states(self.model, batch, self.precision)
+            if self._saved:
+                fill_states(self._states, self._saved)
+        gradient = accumulate(self.model, batch, micro_batch, self.precision, self._states)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm = clip_grad_norm_(parameters, self.gradient_clip)
         parts = [torch.stack([gradient.loss.float(), norm.float()])]
@@ -80,6 +117,8 @@ class PlainStep:
             self._move(share)
             if gradient.loads:
                 self.model.update_balance(gradient.loads)  # type: ignore[operator]
+            if self._states is not None and gradient.states is not None:
+                keep_finite(self._states, gradient.states, torch.ones((), device=gradient.loss.device))
         self.model.zero_grad(set_to_none=True)
         result = StepResult(loss, size, tuple(load), finite)
         return lambda: result

@@ -12,6 +12,7 @@ import torch
 
 from cmrn.config import TrainingConfig
 from cmrn.data.evaluation import EvaluationSet
+from cmrn.data.lanes import LaneDataset
 from cmrn.data.packing import Cursor, PackedDataset
 from cmrn.errors import UsageError
 from cmrn.files import remove_strays, writer_lock
@@ -78,12 +79,15 @@ class CMRNTrainer:
         there is none, start afresh and say so. Seeds torch, Python and numpy. The model ends in eval mode.
 
         Raises:
-            UsageError: run_dir holds a run and resume is False; or a setting, the data or the threads changed.
+            UsageError: run_dir holds a run and resume is False; a setting, the data or the threads changed; or states
+                are to be carried, and the data's rows do not read on.
             LockedError: another process trains in run_dir.
             ResourceError: out of disk, or of memory with half the micro-batch too; the last checkpoint is whole.
             GuaranteeError: loss or gradient was not finite three times in a row; the last checkpoint is from before.
             InterruptedRunError: SIGINT or SIGTERM; the step was finished and saved.
         """
+        if self.config.carry_states and not isinstance(train_dataset, LaneDataset):
+            raise UsageError("training.carry_states needs rows that read on", hint="build the data with LaneDataset")
         with ExitStack() as stack:
             if self.run_dir is not None:
                 stack.enter_context(writer_lock(self.run_dir))
@@ -156,5 +160,6 @@ class CMRNTrainer:
         restore_random(state.random, state.random_tensors)
         self.reporter.notice(Notice(f"going on from step {state.step}: {folder}"))
         return Progress(
-            cursor, state.step, state.skipped_in_a_row, state.skipped, state.seconds, folder, saved_step=state.step
-        )
+            cursor, state.step, state.skipped_in_a_row, state.skipped, state.seconds, folder, saved_step=state.step,
+            carried=state.carried,
+        )  # fmt: skip

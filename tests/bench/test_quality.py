@@ -77,7 +77,7 @@ def test_a_sweep_then_seeds_then_equal_time(made: tuple[QualityOptions, quality.
     options, report = made
     lines = (options.results or Path()).read_text().splitlines()
     names = {row.name for row in report.rows}
-    assert {"mean", "code", "mean, states carried", "training, ours", "training, Llama, Muon, equal time"} <= names
+    assert {"mean", "code", "mean, more context", "training, ours", "training, Llama, Muon, equal time"} <= names
     # Two rates for each side, and one run of equal time, unless its steps came out the same.
     assert len(lines) in (4, 5)
     assert all(row.value is not None and row.value > 0 for row in report.rows)

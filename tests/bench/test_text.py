@@ -55,10 +55,13 @@ def test_another_text_has_another_file(tokens: Path, tmp_path: Path) -> None:
     assert prepare(other, tmp_path, VOCABULARY, lambda _: None).name != tokens.name
 
 
+@pytest.mark.parametrize("repeated", [0, 3])
 @pytest.mark.parametrize("length", [4, 7, 32])
-def test_windows_hold_every_token_but_the_first_once(text: TokenisedText, root: Path, length: int) -> None:
+def test_windows_hold_every_token_but_the_first_once(
+    text: TokenisedText, root: Path, length: int, repeated: int
+) -> None:
     for index, domain in enumerate(DOMAINS):
-        windows = text.windows(index, length)
+        windows = text.windows(index, length, repeated)
         tokens, bounds = text.held_out[index]
         wanted = np.concatenate([tokens[a + 1 : b] for a, b in pairwise(bounds)])
         assert (windows.targets[windows.targets >= 0] == wanted).all()
@@ -68,6 +71,7 @@ def test_windows_hold_every_token_but_the_first_once(text: TokenisedText, root: 
         assert (len(bounds) - 1, windows.bytes) == (count, size - first)
         both = (windows.targets[:, :-1] >= 0) & (windows.targets[:, 1:] >= 0)
         assert (windows.inputs[:, 1:][both] == windows.targets[:, :-1][both]).all()
+        assert windows.inputs.shape[1] == length
 
 
 def test_training_text_is_balanced_and_labelled(text: TokenisedText) -> None:

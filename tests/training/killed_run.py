@@ -1,6 +1,6 @@
 """Trains in RUN, killed with -9 at each of the given moments and resumed each time, then to the end.
 
-python -m tests.training.killed_run RUN MOMENT...   where a moment is call:N (the N-th durable call) or seconds:S
+python -m tests.training.killed_run RUN carry|fresh MOMENT...   a moment is call:N (the N-th durable call) or seconds:S
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def die_at_call(number: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
-def killed(run: Path, moment: str) -> bool:
+def killed(run: Path, moment: str, *, carry: bool) -> bool:
     """Whether a process that trains in `run` was killed at `moment`, before it came to its end."""
     kind, _, number = moment.partition(":")
     child = os.fork()
     if child == 0:
         if kind == "call":
             die_at_call(int(number))
-        train(run, resume=True)
+        train(run, resume=True, carry_states=carry)
         os._exit(0)
     if kind == "seconds":
         time.sleep(float(number))
@@ -56,6 +56,6 @@ def killed(run: Path, moment: str) -> bool:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    print(sum([killed(folder, moment) for moment in sys.argv[2:]]))
-    train(folder, resume=True)
+    folder, carries = Path(sys.argv[1]), sys.argv[2] == "carry"
+    print(sum([killed(folder, moment, carry=carries) for moment in sys.argv[3:]]))
+    train(folder, resume=True, carry_states=carries)

@@ -8,6 +8,7 @@ from pathlib import Path
 from cmrn.config import CMRNConfig, ExpertConfig, TrainingConfig
 from cmrn.data.documents import Document
 from cmrn.data.evaluation import EvaluationSet
+from cmrn.data.lanes import LaneDataset
 from cmrn.data.packing import PackedDataset
 from cmrn.model import CMRN
 from cmrn.tokenizer import CMRNTokenizer
@@ -69,8 +70,8 @@ def training_config(**changes: object) -> TrainingConfig:
     return TrainingConfig.model_validate(fields | changes)
 
 
-def datasets(words: CMRNTokenizer, config: CMRNConfig) -> tuple[PackedDataset, EvaluationSet]:
-    train = PackedDataset.build(TRAIN, words, config.domains, LENGTH, seed=1)
+def datasets(words: CMRNTokenizer, config: CMRNConfig, *, carry: bool = False) -> tuple[PackedDataset, EvaluationSet]:
+    train = (LaneDataset if carry else PackedDataset).build(TRAIN, words, config.domains, LENGTH, seed=1)
     return train, EvaluationSet.build(HELD_OUT, words, config.domains, LENGTH, 2)
 
 
@@ -84,4 +85,5 @@ def train(
     run: Path | None, *, resume: bool = False, reporter: Recorder | None = None, **changes: object
 ) -> TrainingResult:
     trainer = make_trainer(run, reporter, **changes)
-    return trainer.train(*datasets(tokenizer(), trainer.model.config), resume=resume)
+    data = datasets(tokenizer(), trainer.model.config, carry=trainer.config.carry_states)
+    return trainer.train(*data, resume=resume)

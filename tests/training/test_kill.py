@@ -29,9 +29,10 @@ def metrics(run: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
 
 
-def check(run: Path, moments: list[str], least: int) -> None:
-    train(run / "whole")
-    command = [sys.executable, "-m", "tests.training.killed_run", str(run / "killed"), *moments]
+def check(run: Path, moments: list[str], least: int, *, carry: bool = False) -> None:
+    train(run / "whole", carry_states=carry)
+    how = "carry" if carry else "fresh"
+    command = [sys.executable, "-m", "tests.training.killed_run", str(run / "killed"), how, *moments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=CHECKOUT)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= least
@@ -43,6 +44,10 @@ def check(run: Path, moments: list[str], least: int) -> None:
 
 def test_a_run_killed_inside_saves_ends_with_the_same_weights_and_metrics(tmp_path: Path) -> None:
     check(tmp_path, ["call:9", "call:26", "seconds:0.4"], 2)
+
+
+def test_a_killed_run_that_carries_its_state_goes_on_from_it(tmp_path: Path) -> None:
+    check(tmp_path, ["call:13", "call:26"], 2, carry=True)
 
 
 @pytest.mark.slow

@@ -68,8 +68,9 @@ def test_want_of_memory_in_the_optimizers_is_not_tried_again(monkeypatch: pytest
 class LateStep:
     """A step whose result is asked for late, as a device's is."""
 
-    def __init__(self, *arguments: object, capture: bool) -> None:
-        self.step, self.asked = PlainStep(*arguments), 0  # type: ignore[arg-type]
+    def __init__(self, *arguments: object, capture: bool, carry: bool) -> None:
+        self.step, self.asked = PlainStep(*arguments, carry=carry), 0  # type: ignore[arg-type]
+        self.carried, self.restore = self.step.carried, self.step.restore
 
     def __call__(self, rows: Batch, micro_batch: int, share: float) -> Callable[[], StepResult]:
         result = self.step(rows, micro_batch, share)
