@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cmrn.bench.quality import OURS, QualityOptions, choose, fill, seeds_of
 from cmrn.bench.report import Progress, Report
@@ -65,4 +65,9 @@ def ablation_specs(setting: Setting, data: str) -> dict[str, RunSpec]:
         general = [{**expert.model_dump(mode="json"), "type": "general"} for expert in config.named_experts]
         models["general experts only"] = cmrn_spec(config, experts=general)
     training = setting.training.model_dump(mode="json")
-    return {name: RunSpec(setting.name, name, 1, model, training, data) for name, model in models.items()}
+    specs = {name: RunSpec(setting.name, name, 1, model, training, data) for name, model in models.items()}
+    if setting.training.carry_states:
+        specs["each row read afresh"] = replace(
+            specs[OURS].with_training(carry_states=False), variant="each row afresh"
+        )
+    return specs

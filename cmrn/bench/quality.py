@@ -191,11 +191,12 @@ def text_specs(setting: Setting, data: str) -> dict[str, RunSpec]:
     spread = tuple((2 * i + 1) * equal.layers // (2 * reads) for i in range(reads)) if reads else ()
     window = config.working_memory or length
 
-    def llama(total: bool = False, **options: object) -> dict[str, object]:
+    def llama(total: bool = False, narrow: bool = False, **options: object) -> dict[str, object]:
         chosen = {"mask_documents": True, **options}
         if total:
             return llama_spec(llama_of_equal_total(config, size["active"], size["total"], **chosen))
-        return llama_spec(llama_of_equal_active(config, size["active"], **chosen))
+        shape = config.model_copy(update={"d_model": config.d_model // 4 * 3}) if narrow else config
+        return llama_spec(llama_of_equal_active(shape, size["active"], **chosen))
 
     models = {
         OURS: (ours, "muon"),
@@ -206,6 +207,7 @@ def text_specs(setting: Setting, data: str) -> dict[str, RunSpec]:
         "Llama + conv": (llama(conv=True), "muon"),
         "Llama, packed": (llama(mask_documents=False), "muon"),
         "Llama + conv, packed": (llama(conv=True, mask_documents=False), "muon"),
+        "Llama, narrower and deeper": (llama(narrow=True), "muon"),
         "Llama, equal total": (llama(total=True), "muon"),
         f"Llama, window {window}": (llama(window=window, full_layers=spread), "muon"),
     }

@@ -47,10 +47,15 @@ class DenseLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BTD: Tensor, routing: Routing, tail_BTC: Tensor | None, segments: Segments
+        self,
+        x_BTD: Tensor,
+        routing: Routing,
+        tail_BTC: Tensor | None,
+        segments: Segments,
+        u_BTD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(x_BTD, no tail, no latent divergence), whatever the routing."""
-        y_ND, _ = self.feed(self.norm(x_BTD).flatten(0, 1))
+        """(x_BTD, no tail, no latent divergence), whatever the routing. u_BTD: norm(x_BTD), where it is known."""
+        y_ND, _ = self.feed((self.norm(x_BTD) if u_BTD is None else u_BTD).flatten(0, 1))
         return x_BTD + self.dropout(y_ND.view_as(x_BTD)), None, x_BTD.new_zeros(())
 
 

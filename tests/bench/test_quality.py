@@ -34,7 +34,7 @@ def silent(_: str) -> None:
 
 def test_setting_e_is_what_it_says() -> None:
     size = sizes(quality.cmrn_spec(load_setting("e").model))
-    assert size["active"] == pytest.approx(17.7e6, rel=0.03)
+    assert size["active"] == pytest.approx(17.7e6, rel=0.04)
     training = load_setting("e").training
     tokens = training.max_steps * training.batch_size * training.sequence_length
     assert tokens == pytest.approx(32e6, rel=0.01)
@@ -58,7 +58,7 @@ def test_llamas_match_ours() -> None:
         elif name.startswith("Llama"):
             assert sizes(spec.model)["active"] == pytest.approx(ours["active"], rel=0.01), name
             assert spec.model["config"]["hidden"] % 8 == 0
-    assert specs["Llama, window 256"].model["config"]["full_layers"] == [2, 7]
+    assert specs["Llama, window 256"].model["config"]["full_layers"] == [1, 4]
     assert specs["Llama, AdamW"].training["optimizer"] == "adamw"
     with pytest.raises(UsageError, match="no variant"):
         quality.choose(specs, QualityOptions(variants=("GPT",)))
@@ -119,7 +119,8 @@ def test_every_ablation_trains(options: QualityOptions) -> None:
     setting = load_setting("e", (*TINY, "model.temporal_layers=2", "model.expert_types=[general, symbolic]"))
     specs = ablation_specs(setting, "")
     ids = torch.randint(0, 320, (1, 8))
-    assert len(specs) == 12
+    assert len(specs) == 13
+    assert not specs["each row read afresh"].training["carry_states"]
     for name, spec in specs.items():
         model = build_model(spec.model).train()
         loss = model(ids, labels=ids).loss
