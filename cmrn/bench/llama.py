@@ -27,7 +27,7 @@ class LlamaConfig:
     hidden: inner width of SwiGLU. head_dim divides d_model. window: tokens back that a token attends to, itself among
     them, in every layer but `full_layers`; None everywhere the whole past. conv: a causal depthwise convolution of
     4 on q, k and v. mask_documents: whether attention stops at a document's first token; off is the usual packing,
-    in which only the loss knows of documents.
+    in which only the loss knows of documents. dropout: of each branch and of the embedding, as ours.
     """
 
     vocab_size: int
@@ -42,6 +42,7 @@ class LlamaConfig:
     rope_base: float = 10_000.0
     eps: float = 1e-5
     output_scale: float = 0.5
+    dropout: float = 0.0
 
     @property
     def heads(self) -> int:
@@ -211,14 +212,15 @@ class LlamaBlock(nn.Module):
         self.attention = Attention(config, config.window_of(index))
         self.feed_norm = Norm(config.d_model, config.eps)
         self.feed = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, x_BTD: Tensor, reading: Reading, stored: tuple[Tensor, Tensor, Tensor | None, int] | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(x_BTD, the convolution's tail)."""
         read, tail = self.attention(self.attention_norm(x_BTD), reading, stored)
-        x_BTD = x_BTD + read
-        return x_BTD + self.feed(self.feed_norm(x_BTD)), tail
+        x_BTD = x_BTD + self.dropout(read)
+        return x_BTD + self.dropout(self.feed(self.feed_norm(x_BTD))), tail
 
 
 class Llama(nn.Module):
@@ -229,6 +231,7 @@ class Llama(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(LlamaBlock(config, index) for index in range(config.layers))
         self.final_norm = Norm(config.d_model, config.eps)
 
@@ -250,7 +253,7 @@ class Llama(nn.Module):
         cos, sin = self._angles(start, input_ids.shape[1], input_ids.device)
         documents_BT = document_ids if self.config.mask_documents else None
         reading = Reading(cos, sin, documents_BT, Segments(None, _starts(documents_BT)))
-        x_BTD, tails = self.embedding(input_ids), []
+        x_BTD, tails = self.dropout(self.embedding(input_ids)), []
         for index, block in enumerate(self.blocks):
             stored = (states.keys[index], states.values[index], states.tails[index], start) if states else None
             x_BTD, tail = block(x_BTD, reading, stored)

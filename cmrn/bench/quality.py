@@ -192,7 +192,7 @@ def text_specs(setting: Setting, data: str) -> dict[str, RunSpec]:
     window = config.working_memory or length
 
     def llama(total: bool = False, narrow: bool = False, **options: object) -> dict[str, object]:
-        chosen = {"mask_documents": True, **options}
+        chosen = {"mask_documents": True, "dropout": config.dropout, **options}
         if total:
             return llama_spec(llama_of_equal_total(config, size["active"], size["total"], **chosen))
         shape = config.model_copy(update={"d_model": config.d_model // 4 * 3}) if narrow else config
