@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmrn.errors import UsageError
-from cmrn.records import CMRNOutput, CMRNState, TemporalState, map_tensors
+from cmrn.records import CMRNOutput, CMRNState, TemporalState, map_tensors, tensors_of
 from cmrn.sampling import SamplingConfig, draw, refuse_nothing, sample
 from cmrn.tokenizer import CMRNTokenizer
 
@@ -68,8 +68,7 @@ class CapturedDecoder:
     """One token a step on CUDA as a replayed graph: draw from the logits, read what was drawn, carry the state.
 
     The state lives in buffers that a step updates in place, so that device memory does not grow with the text. Logits
-    of the step's last token stand in `logits_BV` after it. compiled: whether the step is compiled as a whole first,
-    which takes a minute and pays where much is written.
+    of the step's last token stand in `logits_BV` after it.
     """
 
     def __init__(
@@ -79,8 +78,6 @@ class CapturedDecoder:
         states: CMRNState,
         sampling: SamplingConfig,
         generator: torch.Generator | None,
-        *,
-        compiled: bool = False,
     ) -> None:
         device = logits_BV.device
         self._model, self._sampling, self._generator = model, sampling, generator
@@ -88,20 +85,19 @@ class CapturedDecoder:
         self.ids_B = torch.zeros(len(logits_BV), dtype=torch.int64, device=device)
         self.states = map_tensors(_after_one_token(states), _own)
         drawn = torch.cuda.get_rng_state(device) if generator is None else generator.get_state()
-        read: Callable[[], None] = torch.compile(self._read, fullgraph=True, dynamic=False) if compiled else self._read
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(2):
                 self._draw()
-                read()
+                self._read()
         torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         if generator is not None:
             self._graph.register_generator_state(generator)
         with torch.cuda.graph(self._graph):
             self._draw()
-            read()
+            self._read()
         if generator is None:
             torch.cuda.set_rng_state(drawn, device)
         else:
@@ -146,7 +142,7 @@ def _after_one_token(states: CMRNState) -> CMRNState:
 
 def _copy_tensors(into: CMRNState, source: CMRNState) -> None:
     """Copy every tensor of a state into another's, made by `_own`; one launch where types and shapes agree."""
-    olds, news = _tensors(into), _tensors(source)
+    olds, news = tensors_of(into), tensors_of(source)
     if any((old.dtype, old.shape) != (new.dtype, new.shape) for old, new in zip(olds, news, strict=True)):
         for old, new in zip(olds, news, strict=True):
             old.copy_(new)
@@ -159,18 +155,6 @@ def _copy_tensors(into: CMRNState, source: CMRNState) -> None:
 def _own(tensor: Tensor) -> Tensor:
     """A contiguous copy."""
     return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _tensors(states: CMRNState) -> list[Tensor]:
-    """Every tensor of a state, in the order of its fields."""
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(states, keep)
-    return found
 
 
 class StopWatch:

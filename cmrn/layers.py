@@ -11,11 +11,23 @@ from torch.nn import functional as F
 
 from cmrn.records import Segments
 
-__all__ = ["MOST_FEW", "CausalConv", "Linear", "Norm", "narrow_type", "project", "reads_one", "segment_numbers", "unit"]
+__all__ = [
+    "MOST_FEW",
+    "CausalConv",
+    "Linear",
+    "Norm",
+    "computes_bfloat16",
+    "narrow_type",
+    "project",
+    "reads_one",
+    "segment_numbers",
+    "stacked",
+    "unit",
+]
 
 SHORTEST = 1e-6
 STACKED_TOKENS = 256
-ALIGNED_ROWS = 8
+ALIGNED_COLUMNS = 64
 FUSED_WIDTH = 4
 MOST_FEW = 8
 """Tokens that are a few: read by kernels that are launched for their number, not their speed."""
@@ -42,13 +54,22 @@ def project(x_BTD: Tensor, *groups: tuple[Linear, ...]) -> tuple[Tensor, ...]:
         return tuple(torch.cat([layer(x_BTD) for layer in group], -1) for group in groups)
     if not x_BTD.is_cuda:
         return tuple(F.linear(x_BTD, torch.cat([layer.weight for layer in group])) for group in groups)
-    weights = [layer.weight for group in groups for layer in group]
     widths = [sum(layer.out_features for layer in group) for group in groups]
-    padding = -sum(widths) % ALIGNED_ROWS
+    product_BTP = stacked(x_BTD, *(layer for group in groups for layer in group))
+    outputs: tuple[Tensor, ...] = product_BTP.split([*widths, product_BTP.shape[-1] - sum(widths)], -1)
+    return outputs[: len(groups)]
+
+
+def stacked(x_BTD: Tensor, *layers: Linear) -> Tensor:
+    """(B, T, P): x through all layers side by side in one product, P padded with zeros to a multiple of 64.
+
+    A compiler leaves such a product as it is, and kernels that read its columns know how they are aligned.
+    """
+    weights = [layer.weight for layer in layers]
+    padding = -sum(layer.out_features for layer in layers) % ALIGNED_COLUMNS
     if padding:
         weights.append(weights[0].new_zeros(padding, x_BTD.shape[-1]))
-    outputs: tuple[Tensor, ...] = F.linear(x_BTD, torch.cat(weights)).split([*widths, padding], -1)
-    return outputs[: len(groups)]
+    return F.linear(x_BTD, torch.cat(weights))
 
 
 class Norm(nn.Module):
@@ -71,6 +92,21 @@ def narrow_type(x: Tensor) -> torch.dtype:
     """The type that matrix products of x run in: autocast's where it is on, else that of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device says that it has instructions for matrix products in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    read = getattr(torch.cpu, "get_capabilities", None)
+    if read is not None:
+        capabilities = read()
+        return any(capabilities.get(name) is True for name in ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16"))
+    # Before torch 2.12 the same facts had these names.
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(bool(check()) for check in checks if check is not None)
 
 
 def reads_one(module: nn.Module, x_BTD: Tensor, segments: Segments) -> bool:
@@ -140,14 +176,13 @@ class CausalConv(nn.Module):
 
     def forward(self, x_BTC: Tensor, tail_BTC: Tensor | None, segments: Segments) -> tuple[Tensor, Tensor]:
         """(y_BTC, tail): the convolved stream, in x's type, and the inputs to carry to the next call."""
-        tail = self.initial_tail(x_BTC) if tail_BTC is None else tail_BTC.to(x_BTC.dtype)
         if self._fused(x_BTC):
             from cmrn.convolution_triton import convolve
 
-            (y_BTC,) = convolve(x_BTC, self.weight, tail, segments.start_BT)
-        else:
-            y_BTC = self._convolve(x_BTC, tail, segments.start_BT)
-        return y_BTC, self._next_tail(x_BTC, tail, segments)
+            y_BTC, tail = convolve(x_BTC, self.weight, *_carried(x_BTC, tail_BTC, segments))
+            return y_BTC, tail
+        tail = self.initial_tail(x_BTC) if tail_BTC is None else tail_BTC.to(x_BTC.dtype)
+        return self._convolve(x_BTC, tail, segments.start_BT), self._next_tail(x_BTC, tail, segments)
 
     def heads(
         self,
@@ -165,14 +200,11 @@ class CausalConv(nn.Module):
         The heads of the first `units` parts have length one, as `unit` makes them. On CUDA this is one kernel.
         """
         if self._fused(x_BTC):
-            from cmrn.convolution_triton import convolve
+            from cmrn.convolution_triton import Cut, convolve
 
-            tail = self.initial_tail(x_BTC) if tail_BTC is None else tail_BTC.to(x_BTC.dtype)
-            streams = convolve(
-                x_BTC, self.weight, tail, segments.start_BT, parts=parts, units=units, head=width, silu=silu
-            )
-            heads = tuple(stream.unflatten(-1, (-1, width)) for stream in streams)
-            return heads, self._next_tail(x_BTC, tail, segments)
+            cut = Cut(parts, units, width, silu)
+            *streams, tail = convolve(x_BTC, self.weight, *_carried(x_BTC, tail_BTC, segments), cut=cut)
+            return tuple(stream.unflatten(-1, (-1, width)) for stream in streams), tail
         y_BTC, tail = self(x_BTC, tail_BTC, segments)
         y_BTHC = (F.silu(y_BTC) if silu else y_BTC).unflatten(-1, (-1, width))
         count = y_BTHC.shape[2] // parts
@@ -257,6 +289,14 @@ class _Convolve(torch.autograd.Function):
             grad_padded.index_put_((row, source), -grad * taps[reach - lag], accumulate=True)
             grad_weight[reach - lag] -= (padded_BTC[row, source] * grad).sum(0).to(wide)
         return grad_padded, grad_weight, None
+
+
+def _carried(
+    x_BTC: Tensor, tail_BTC: Tensor | None, segments: Segments
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Tail in x's type, starts and real tokens of each row, as the kernels take them."""
+    count_B = None if segments.real_BT is None else segments.real_BT.sum(1)
+    return None if tail_BTC is None else tail_BTC.to(x_BTC.dtype), segments.start_BT, count_B
 
 
 def _correlate(padded_BTC: Tensor, taps_JC: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from cmrn.records import Segments
 from tests.tolerances import assert_close
 
 pytest.importorskip("triton", reason="the kernels need Triton")
-from cmrn.convolution_triton import convolve
+from cmrn.convolution_triton import Cut, convolve
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -31,6 +31,11 @@ class Case(NamedTuple):
     head: int = 0
     silu: bool = False
     documents: bool = True
+    padded: bool = False
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(self.parts, self.units, self.head, self.silu)
 
 
 SMALL = [
@@ -39,13 +44,15 @@ SMALL = [
     Case(2, 1, 12, parts=3, units=2, head=4, silu=True, documents=False),
     Case(2, 2, 6, taps=2, units=1, head=3),
     Case(1, 33, 10, parts=2, units=1, head=5, silu=True),
+    Case(3, 11, 6, padded=True),
+    Case(3, 5, 6, taps=3, padded=True, documents=False),
 ]
 LARGE = [
     Case(2, 999, 768, parts=3, units=2, head=128, silu=True),
     Case(16, 1024, 1152, parts=3, units=2, head=64, silu=True),
     Case(1, 16_384, 3072, parts=3, units=2, head=256, silu=True, documents=False),
     Case(4, 2048, 512, units=1, head=128),
-    Case(3, 257, 510, taps=3),
+    Case(3, 257, 510, taps=3, padded=True),
     Case(2, 130, 600, parts=3, units=2, head=100, silu=True),
 ]
 TYPED = [
@@ -64,17 +71,29 @@ class Inputs(NamedTuple):
         return Inputs(*(x.detach().to(dtype or x.dtype).requires_grad_() for x in self))
 
 
-def draw(case: Case, dtype: torch.dtype) -> tuple[Inputs, Tensor | None]:
-    """Random inputs, x a slice of wider rows, and a start in about every tenth place."""
+def draw(case: Case, dtype: torch.dtype) -> tuple[Inputs, Tensor | None, Tensor | None]:
+    """Random inputs, x a slice of wider rows; a start in about every tenth place; the real tokens of each row."""
     torch.manual_seed(case.length)
     x_BTC = torch.randn(case.batch, case.length, case.channels + 3, device=DEVICE).to(dtype)[..., : case.channels]
     weight_JC = torch.randn(case.taps, case.channels, device=DEVICE)
     tail_BRC = torch.randn(case.batch, case.taps - 1, case.channels, device=DEVICE).to(dtype)
     start_BT = torch.rand(case.batch, case.length, device=DEVICE) < 0.1 if case.documents else None
-    return Inputs(x_BTC, weight_JC, tail_BRC), start_BT
+    count_B = torch.tensor([case.length, case.length // 2, 1], device=DEVICE) if case.padded else None
+    return Inputs(x_BTC, weight_JC, tail_BRC), start_BT, count_B
 
 
-def definition(inputs: Inputs, start_BT: Tensor | None, case: Case) -> tuple[Tensor, ...]:
+def last_inputs(padded: Tensor, start_BT: Tensor | None, count_B: Tensor | None, reach: int) -> Tensor:
+    """What each row carries on, entry by entry; zeros where a document began after it."""
+    rows = []
+    for row, inputs in enumerate(padded):
+        end = padded.shape[1] - reach if count_B is None else int(count_B[row])
+        for place in range(end, end + reach):
+            began = start_BT is not None and bool(start_BT[row, max(0, place - reach + 1) : end].any())
+            rows.append(inputs[place] * (not began))
+    return torch.stack(rows).unflatten(0, (len(padded), reach))
+
+
+def definition(inputs: Inputs, start_BT: Tensor | None, count_B: Tensor | None, case: Case) -> tuple[Tensor, ...]:
     x_BTC, weight_JC, tail_BRC = inputs
     reach = case.taps - 1
     padded = torch.cat([tail_BRC, x_BTC], 1)
@@ -88,25 +107,25 @@ def definition(inputs: Inputs, start_BT: Tensor | None, case: Case) -> tuple[Ten
         seen = padded[:, reach - lag : reach - lag + case.length]
         y_BTC = y_BTC + seen * ~crossed[..., None] * weight_JC[reach - lag]
     streams = (F.silu(y_BTC) if case.silu else y_BTC).chunk(case.parts, -1)
-    return tuple(
+    parts = (
         F.normalize(stream.unflatten(-1, (-1, case.head)), dim=-1).flatten(2) if part < case.units else stream
         for part, stream in enumerate(streams)
     )
+    return *parts, last_inputs(padded, start_BT, count_B, reach)
 
 
 def compare(case: Case, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of (kernel's, definition's): every output, then the gradients of x, weight and tail."""
-    inputs, start_BT = draw(case, dtype)
+    """Pairs of (kernel's, definition's): every output, the next tail, the gradients of x, weight and tail."""
+    inputs, start_BT, count_B = draw(case, dtype)
     narrow, wide = inputs.leaves(), inputs.leaves(torch.float64)
-    actual = convolve(
-        *narrow, start_BT, parts=case.parts, units=case.units, head=case.head, silu=case.silu
-    )  # fmt: skip
-    expected = definition(wide, start_BT, case)
+    actual = convolve(*narrow, start_BT, count_B, cut=case.cut)
+    expected = definition(wide, start_BT, count_B, case)
     upstream = [torch.randn_like(y) for y in actual]
     gradients = torch.autograd.grad(actual, narrow, upstream)
     exact = torch.autograd.grad(expected, wide, [grad.double() for grad in upstream])
     assert [x.dtype for x in (*actual, *gradients)] == [dtype] * (len(actual) + 1) + [torch.float32, dtype]
-    return list(zip((*actual, *gradients), (*expected, *exact), strict=True))
+    pairs = zip((*actual, *gradients), (*expected, *exact), strict=True)
+    return [(one.detach(), other.detach()) for one, other in pairs]
 
 
 @pytest.mark.parametrize("case", SMALL)
@@ -125,7 +144,7 @@ def test_kernels_equal_the_definition_at_real_sizes(case: Case, dtype: torch.dty
 
 def test_without_a_tail_zeros_stand_before_the_text() -> None:
     case = Case(1, 5, 4)
-    inputs, _ = draw(case, torch.float32)
+    inputs, _, _ = draw(case, torch.float32)
     zeros = convolve(inputs.x_BTC, inputs.weight_JC, torch.zeros_like(inputs.tail_BRC), None)
     assert torch.equal(convolve(inputs.x_BTC, inputs.weight_JC, None, None)[0], zeros[0])
 
@@ -133,7 +152,7 @@ def test_without_a_tail_zeros_stand_before_the_text() -> None:
 def test_a_head_shorter_than_a_millionth_becomes_zero() -> None:
     weight_JC = torch.tensor([[0.0], [1.0]], device=DEVICE).expand(2, 4).contiguous()
     x_BTC = torch.tensor([[[3e-7, 4e-7, 0.0, 0.0], [3.0, 4.0, 0.0, 0.0]]], device=DEVICE, requires_grad=True)
-    (y_BTC,) = convolve(x_BTC, weight_JC, None, None, units=1, head=2)
+    y_BTC, _ = convolve(x_BTC, weight_JC, None, None, cut=Cut(units=1, head=2))
     assert_close(y_BTC, torch.tensor([[[0.0] * 4, [0.6, 0.8, 0.0, 0.0]]], device=DEVICE))
     (gradient,) = torch.autograd.grad(y_BTC.sum(), x_BTC)
     assert gradient.isfinite().all()
@@ -142,8 +161,8 @@ def test_a_head_shorter_than_a_millionth_becomes_zero() -> None:
 
 def test_a_compiler_can_take_the_operator_whole() -> None:
     case = SMALL[0]
-    inputs, start_BT = draw(case, torch.float32)
-    arguments = (*inputs.leaves(), start_BT, case.parts, case.units, case.head, case.silu)
+    inputs, start_BT, count_B = draw(case, torch.float32)
+    arguments = (*inputs.leaves(), start_BT, count_B, *case.cut)
     torch.library.opcheck(torch.ops.cmrn.convolve.default, arguments)
 
 

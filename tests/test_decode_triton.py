@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cmrn.config import CMRNConfig, ExpertConfig
 from cmrn.experts.pool import ExpertPool
-from cmrn.generation import _after_one_token, _copy_tensors, _own, _tensors
+from cmrn.generation import _after_one_token, _copy_tensors, _own
 from cmrn.model import CMRN
-from cmrn.records import CMRNOutput, CMRNState, map_tensors
+from cmrn.records import CMRNOutput, CMRNState, map_tensors, tensors_of
 from cmrn.sampling import SamplingConfig, draw
 from tests.tolerances import assert_close
 
@@ -57,7 +57,7 @@ def compare(actual: CMRNOutput, expected: CMRNOutput) -> None:
     assert_close(actual.logits, expected.logits)
     assert_close(actual.routing_weights, expected.routing_weights)
     assert torch.equal(actual.event_chain.begins_BT, expected.event_chain.begins_BT)
-    pairs = zip(_tensors(actual.states), _tensors(expected.states), strict=True)
+    pairs = zip(tensors_of(actual.states), tensors_of(expected.states), strict=True)
     for found, after in pairs:
         assert (found.shape, found.dtype) == (after.shape, after.dtype)
         if found.dtype.is_floating_point:
@@ -130,7 +130,7 @@ def test_a_model_s_state_is_copied() -> None:
     first, second = (model(torch.randint(0, 50, (2, 3), device=DEVICE)).states for _ in range(2))
     own: CMRNState = map_tensors(first, _own)
     _copy_tensors(own, second)
-    for target, source in zip(_tensors(own), _tensors(second), strict=True):
+    for target, source in zip(tensors_of(own), tensors_of(second), strict=True):
         assert torch.equal(target, source)
 
 
@@ -152,7 +152,7 @@ def test_a_compiler_can_take_a_step_whole() -> None:
     with kernels(True), patch("cmrn.model._check_range", lambda *_: None):
         for run in (step, torch.compile(step, fullgraph=True, dynamic=False, backend="aot_eager")):
             _copy_tensors(own, second)
-            results.append([run(), *map(_own, _tensors(own))])
+            results.append([run(), *map(_own, tensors_of(own))])
     for actual, expected in zip(*results, strict=True):
         assert torch.equal(actual, expected)
 

@@ -8,7 +8,7 @@ from cmrn import CMRN, CMRNTokenizer
 from cmrn.errors import CMRNError, UsageError
 from cmrn.generation import PREFILL, WORTH_CAPTURING, CapturedDecoder, StopWatch, read_prompt
 from cmrn.sampling import SamplingConfig
-from tests.properties.small_models import random_ids, small_config, small_model
+from tests.properties.small_models import VOCABULARY, random_ids, small_config, small_model
 
 TEXTS = ["the cat sat on the mat, naïve café 猫と犬 😀. "] * 8
 
@@ -209,7 +209,7 @@ def test_a_captured_step_writes_what_plain_steps_write() -> None:
 
 @pytest.mark.gpu
 def test_on_a_device_the_same_seed_gives_the_same_text_and_memory_stays_flat() -> None:
-    model, ids_BT = small_model(dtype=torch.float32).cuda().eval(), (random_ids(1, 7) + 2).cuda()
+    model, ids_BT = small_model(dtype=torch.float32).cuda().eval(), (random_ids(1, 7) % 20 + 2).cuda()
     first, again = (model.generate(ids_BT, max_new_tokens=40, seed=3) for _ in range(2))
     assert torch.equal(first, again)
     with torch.no_grad():
@@ -220,3 +220,11 @@ def test_on_a_device_the_same_seed_gives_the_same_text_and_memory_stays_flat() -
         for _ in range(200):
             decoder.step()
     assert torch.cuda.memory_allocated() == used
+
+
+@pytest.mark.gpu
+def test_an_id_outside_the_vocabulary_is_refused_on_a_device_too() -> None:
+    model = small_model(dtype=torch.float32).cuda().eval()
+    with pytest.raises(UsageError, match="outside the vocabulary"):
+        model.generate(torch.tensor([[2, VOCABULARY]], device="cuda"), max_new_tokens=1)
+    assert model.generate(torch.tensor([[2, VOCABULARY - 1]], device="cuda"), max_new_tokens=1).shape == (1, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cmrn.bench.counts import active_parameters, llama_of_equal_active
-from cmrn.bench.llama import Llama
+from cmrn.bench.llama import Llama, LlamaConfig
 from cmrn.bench.report import Progress, Report, Row, describe_device, versions
 from cmrn.bench.timing import capture, time_interleaved
 from cmrn.config import CMRNConfig
-from cmrn.generation import CapturedDecoder, read_prompt
+from cmrn.generation import CapturedDecoder
 from cmrn.model import CMRN
 from cmrn.recipe import load_recipe
 from cmrn.records import CMRNState, TemporalState, map_tensors
@@ -26,7 +27,9 @@ from cmrn.training.device import resolve_device
 __all__ = ["DecodeOptions", "run"]
 
 SAMPLING = SamplingConfig(temperature=1.0)
-PIECE = 2048
+PIECE = {"cuda": 16_384, "cpu": 2048}
+"""Tokens of a context that are read at once."""
+CACHED_PIECE = 2048
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,18 @@ class DecodeOptions:
     contexts: tuple[int, ...] = ()
     cached: tuple[int, ...] = ()
     tokens: int | None = None
-    repeats: int = 7
+    repeats: int = 11
     overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One side, ready to write after a context. step: writes a token; bytes: of its state or filled cache."""
+    """One side, ready to write after a context. begin: goes back to the context's end; step: writes a token.
 
+    bytes: of its state or filled cache; allocated: of the device's memory while it writes.
+    """
+
+    begin: Callable[[], None]
     step: Callable[[], object]
     bytes: int
     allocated: int
@@ -69,41 +76,60 @@ def run(options: DecodeOptions, progress: Progress) -> Report:
     active = active_parameters(model)
     llama_config = llama_of_equal_active(config, active)
     llama = Llama(llama_config).to(device, dtype).eval()
-    rates, bytes_read = {}, 2 * (active + config.vocab_size * config.d_model) * (1 if gpu else 2)
-    bandwidth = _bandwidth(device)
+    weights = (active + config.vocab_size * config.d_model) * dtype.itemsize
+    writers: dict[tuple[str, int], Writer] = {}
     with torch.inference_mode():
         for place, writer in _ours(model, config, contexts, device, progress):
-            rates["ours", place] = _time(writer, tokens, options.repeats, device), writer
+            writers["ours", place] = writer
         for place in cached:
             progress(f"Llama after {place:,} tokens")
-            writer = _llama_writer(llama, place, device, dtype)
-            rates["Llama", place] = _time(writer, tokens, options.repeats, device), writer
+            writers["Llama", place] = _llama_writer(llama, place, device, dtype)
+        progress("timing, in turns")
+        rates = _rates(writers, tokens, options.repeats, device)
+        rows = _rows(contexts, writers, rates, weights, _bandwidth(device))
+    settings = {"recipe": options.recipe, "dtype": str(dtype), "active_parameters": active, "llama": vars(llama_config)}
+    notes = [
+        "limit: active weights read once and the state read and written, at the rate of a copy in this run",
+        "weights are random: speed does not depend on what is written; ours read every token of each context",
+        "both sides on a GPU: one step captured and replayed, token drawn on the device; the Transformer's blocks "
+        "compiled or not, whichever is faster",
+    ]
+    notes += [_left_out(llama_config, place, dtype) for place in contexts if place not in cached]
+    return Report("decode", describe_device(str(device)), tuple(rows), {**settings, **versions()}, tuple(notes))
+
+
+def _rows(
+    contexts: tuple[int, ...],
+    writers: dict[tuple[str, int], Writer],
+    rates: dict[tuple[str, int], list[float]],
+    weights: int,
+    bandwidth: float,
+) -> list[Row]:
+    """A row a context beside the Transformer's, then one for each later context beside the first."""
     rows = []
     for place in contexts:
-        (rate, spread), writer = rates["ours", place]
-        peer = rates.get(("Llama", place))
+        writer, peer = writers["ours", place], writers.get(("Llama", place))
         detail: dict[str, Any] = {"state_bytes": writer.bytes, "allocated_bytes": writer.allocated}
+        rate, spread = _summary(rates["ours", place])
+        peer_name, peer_rate = None, None
         if peer is not None:
-            detail |= {"peer_cache_bytes": peer[1].bytes, "peer_spread": peer[0][1]}
-        limit = bandwidth / (bytes_read + 2 * writer.bytes)
-        rows.append(
-            Row(
-                f"writing after {place:,} tokens", rate, "tokens/s", peer and "Llama with its cache",
-                peer and peer[0][0], limit, spread, detail,
-            )
-        )  # fmt: skip
-    first = rates["ours", contexts[0]][0][0]
+            peer_name, (peer_rate, peer_spread) = "Llama with its cache", _summary(rates["Llama", place])
+            detail |= {"peer_cache_bytes": peer.bytes, "peer_spread": peer_spread}
+        limit = bandwidth / (weights + 2 * writer.bytes)
+        name = f"writing after {place:,} tokens"
+        rows.append(Row(name, rate, "tokens/s", peer_name, peer_rate, limit, spread, detail))
+    first = rates["ours", contexts[0]]
     for place in contexts[1:]:
-        name = f"writing after {place:,}, of after {contexts[0]:,}"
-        rows.append(Row(name, rates["ours", place][0][0], "tokens/s", f"after {contexts[0]:,} tokens", first))
-    settings = {"recipe": options.recipe, "dtype": str(dtype), "active_parameters": active, "llama": vars(llama_config)}
-    notes = (
-        f"limit: active weights read once and the state read and written, at {bandwidth / 1e9:,.0f} GB/s, measured by "
-        "a copy in this run",
-        "weights are random: speed does not depend on what is written; ours read every token of each context",
-        "both sides on a GPU: blocks compiled, one step captured and replayed, token drawn on the device",
-    )
-    return Report("decode", describe_device(str(device)), tuple(rows), {**settings, **versions()}, notes)
+        # Both were timed in each turn, so the ratio of a turn is free of what slows all of it.
+        ratio, spread = _summary([a / b for a, b in zip(rates["ours", place], first, strict=True)])
+        name, base = f"writing after {place:,}, of after {contexts[0]:,}", _summary(first)[0]
+        rows.append(Row(name, ratio * base, "tokens/s", f"after {contexts[0]:,} tokens", base, spread=spread * base))
+    return rows
+
+
+def _left_out(config: LlamaConfig, place: int, dtype: torch.dtype) -> str:
+    size = 2 * config.layers * config.d_model * place * dtype.itemsize / 1e9
+    return f"the Transformer is not measured after {place:,} tokens, where its cache takes {size:,.1f} GB"
 
 
 def _bandwidth(device: torch.device) -> float:
@@ -118,36 +144,63 @@ def _bandwidth(device: torch.device) -> float:
 def _ours(
     model: CMRN, config: CMRNConfig, contexts: tuple[int, ...], device: torch.device, progress: Progress
 ) -> Iterator[tuple[int, Writer]]:
-    """A writer after each context in turn."""
+    """A writer after each context in turn; on a GPU all are one graph, which begins where it is told to."""
     decoder: CapturedDecoder | None = None
-    for place in contexts:
-        progress(f"ours after {place:,} tokens")
-        logits_BV, states = _read(model, config, place, device)
-        if device.type == "cuda":
-            if decoder is None:
-                decoder = CapturedDecoder(model, logits_BV, states, SAMPLING, None, compiled=True)
-            decoder.reset(logits_BV, states)
-            step: Callable[[], object] = decoder.step
-        else:
-            step = _plain_step(model, logits_BV, states)
+    for place, logits_BV, states in _read(model, config, contexts, device, progress):
         size = _state_bytes(states)
+        if device.type != "cuda":
+            yield place, _plain_writer(model, logits_BV, states, size)
+            continue
+        if decoder is None:
+            progress("capturing a step")
+            decoder = CapturedDecoder(model, logits_BV, states, SAMPLING, None)
+        # What waits for its turn waits on the host, so that the device holds one state whatever is measured.
+        begin = _resetting(decoder, logits_BV.cpu(), map_tensors(states, Tensor.cpu), device)
         del logits_BV, states
-        yield place, Writer(step, size, _allocated(device))
+        yield place, Writer(begin, decoder.step, size, torch.cuda.memory_allocated(device))
 
 
-def _read(model: CMRN, config: CMRNConfig, place: int, device: torch.device) -> tuple[Tensor, CMRNState]:
-    """Read `place` random tokens, in pieces, and say where that leaves the model."""
-    prompt_BT = torch.randint(2, config.vocab_size, (1, place), generator=torch.Generator().manual_seed(place))
-    return read_prompt(model, prompt_BT.to(device))
+def _read(
+    model: CMRN, config: CMRNConfig, contexts: tuple[int, ...], device: torch.device, progress: Progress
+) -> Iterator[tuple[int, Tensor, CMRNState]]:
+    """(place, logits_BV, states) after each context; all are beginnings of one text of random tokens, read once."""
+    text_BT = torch.randint(2, config.vocab_size, (1, max(contexts)), generator=torch.Generator().manual_seed(0))
+    states: CMRNState | None = None
+    read = 0
+    for place in sorted(contexts):
+        progress(f"reading {place:,} tokens")
+        for piece in text_BT[:, read:place].split(PIECE[device.type], 1):
+            output = model(piece.to(device), states=states)
+            logits_BV, states = output.logits[:, -1].clone(), output.states
+            del output
+        read = place
+        assert states is not None
+        # Copies: what is carried are views of what the last piece computed, which would be held whole.
+        states = map_tensors(states, torch.clone)
+        yield place, logits_BV, states
 
 
-def _plain_step(model: CMRN, logits_BV: Tensor, states: CMRNState) -> Callable[[], None]:
+def _resetting(
+    decoder: CapturedDecoder, logits_BV: Tensor, states: CMRNState, device: torch.device
+) -> Callable[[], None]:
+    def begin() -> None:
+        decoder.reset(logits_BV.to(device), map_tensors(states, lambda tensor: tensor.to(device)))
+
+    return begin
+
+
+def _plain_writer(model: CMRN, logits_BV: Tensor, states: CMRNState, size: int) -> Writer:
+    now = [(logits_BV, states)]
+
+    def begin() -> None:
+        now[0] = logits_BV, states
+
     def step() -> None:
-        nonlocal logits_BV, states
-        output = model(draw(logits_BV, SAMPLING, None)[:, None], states=states)
-        logits_BV, states = output.logits[:, -1], output.states
+        logits, carried = now[0]
+        output = model(draw(logits, SAMPLING, None)[:, None], states=carried)
+        now[0] = output.logits[:, -1], output.states
 
-    return step
+    return Writer(begin, step, size, 0)
 
 
 def _state_bytes(states: CMRNState) -> int:
@@ -168,7 +221,7 @@ def _llama_writer(llama: Llama, place: int, device: torch.device, dtype: torch.d
         prompt_BT = torch.randint(
             2, llama.config.vocab_size, (1, place), generator=torch.Generator().manual_seed(place)
         )
-        for piece in prompt_BT.to(device).split(PIECE, 1):
+        for piece in prompt_BT.to(device).split(CACHED_PIECE, 1):
             cache = llama(piece, states=cache).states
     else:
         for each in (*cache.keys, *cache.values):
@@ -181,8 +234,9 @@ def _llama_writer(llama: Llama, place: int, device: torch.device, dtype: torch.d
         logits_BV.copy_(llama(ids_B[:, None], states=cache).logits[:, -1])
 
     if device.type == "cpu":
-        return Writer(step, cache.bytes, 0)
-    return Writer(_fastest(llama, step, device), cache.bytes, _allocated(device))
+        return Writer(lambda: None, step, cache.bytes, 0)
+    fastest = _fastest(llama, step, device)
+    return Writer(lambda: None, fastest, cache.bytes, torch.cuda.memory_allocated(device))
 
 
 def _fastest(llama: Llama, step: Callable[[], None], device: torch.device) -> Callable[[], object]:
@@ -194,23 +248,29 @@ def _fastest(llama: Llama, step: Callable[[], None], device: torch.device) -> Ca
     return found[min(found, key=lambda name: timings[name].median)]
 
 
-def _allocated(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+def _rates(
+    writers: dict[tuple[str, int], Writer], tokens: int, repeats: int, device: torch.device
+) -> dict[tuple[str, int], list[float]]:
+    """Tokens/s of writing `tokens` in a row, in `repeats` turns after one that warms up; all write in every turn."""
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in writers}
+    for turn in range(repeats + 1):
+        for key, writer in writers.items():
+            writer.begin()
+            _wait(device)
+            began = time.perf_counter()
+            for _ in range(tokens):
+                writer.step()
+            _wait(device)
+            if turn:
+                rates[key].append(tokens / (time.perf_counter() - began))
+    return rates
 
 
-def _time(writer: Writer, tokens: int, repeats: int, device: torch.device) -> tuple[float, float]:
-    """(tokens/s, spread) of writing `tokens` in a row."""
-    rates = []
-    for _ in range(repeats + 1):
-        _wait(device)
-        began = time.perf_counter()
-        for _ in range(tokens):
-            writer.step()
-        _wait(device)
-        rates.append(tokens / (time.perf_counter() - began))
-    ordered = sorted(rates[1:])
+def _summary(values: list[float]) -> tuple[float, float]:
+    """(median, half the distance between the quartiles)."""
+    ordered = sorted(values)
     quarter = len(ordered) // 4
-    return ordered[len(ordered) // 2], (ordered[-1 - quarter] - ordered[quarter]) / 2
+    return statistics.median(ordered), (ordered[-1 - quarter] - ordered[quarter]) / 2
 
 
 def _wait(device: torch.device) -> None:

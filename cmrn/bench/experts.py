@@ -17,6 +17,7 @@ from cmrn.bench.routing import routing_rows
 from cmrn.bench.timing import Timing, capture, time_interleaved
 from cmrn.routing.dispatch import combine, dispatch, gather_rows
 from cmrn.routing.gating import choose_experts
+from cmrn.training.capture import without_advice
 from cmrn.training.device import resolve_precision
 
 __all__ = ["ExpertsOptions", "Layer", "run"]
@@ -154,8 +155,9 @@ def run(options: ExpertsOptions, progress: Progress) -> Report:
     layer = Layer((tokens, width, inner, experts, options.chosen), device, dtype)
     limit = _matmul_rate(device, dtype)
     rows, notes = [], ["FLOPs are those of the experts' products alone; the router's time counts, its FLOPs do not."]
-    for captured in (False, True) if cuda else (False,):
-        rows += _beside_peers(layer, device, options.repeats, limit, captured, progress)
+    with without_advice():
+        for captured in (False, True) if cuda else (False,):
+            rows += _beside_peers(layer, device, options.repeats, limit, captured, progress)
     if cuda:
         rows.append(_waits(layer))
         rows += _as_trained(layer, options.repeats, limit, progress)
@@ -248,9 +250,7 @@ def _as_trained(layer: Layer, repeats: int, limit: float, progress: Progress) ->
                 y_BTD, _, latent = pool(x_BTD, routing, None, Segments())
             return torch.autograd.grad((y_BTD[0] * layer.dy_ND).sum() + latent, leaves, allow_unused=True)
 
-        replay = capture(call)
-        # The graph knows addresses, not tensors: what it reads must outlive it.
-        return lambda: (replay(), leaves, pool)
+        return capture(call)
 
     wide = [each.detach().float().requires_grad_() for each in (layer.wide_up, layer.wide_down)]
 

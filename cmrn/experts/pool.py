@@ -65,6 +65,9 @@ class ExpertPool(nn.Module):
         ngrams_BTD, tail = self.ngram(u_BTD, tail_BTC, segments) if self.ngram is not None else (None, None)
         if self._are_few(u_BTD):
             y_ND, latent = self._few(u_BTD, ngrams_BTD, routing), self.no_latent
+        elif self._is_all(u_BTD):
+            y_ND, latent = self._together(u_BTD, ngrams_BTD, routing, segments, x_BTD)
+            return y_ND.view_as(x_BTD), tail, latent
         else:
             run = self._together if self._can_run_together(u_BTD) else self._one_by_one
             y_ND, latent = run(u_BTD, ngrams_BTD, routing, segments)
@@ -121,8 +124,18 @@ class ExpertPool(nn.Module):
             latent = torch.stack(divergences).sum() / torch.stack(counts).sum().clamp(min=1)
         return combine(torch.cat(outputs), plan, routing.gates_BTK.flatten(0, 1)), latent
 
+    def _is_all(self, u_BTD: Tensor) -> bool:
+        """Whether nothing but the sum over a token's choices is added to the stream, so that one kernel does both."""
+        dropped = self.training and self.dropout.p > 0
+        return self.shared is None and not dropped and self._can_run_together(u_BTD)
+
     def _together(
-        self, u_BTD: Tensor, ngrams_BTD: Tensor | None, routing: Routing, segments: Segments
+        self,
+        u_BTD: Tensor,
+        ngrams_BTD: Tensor | None,
+        routing: Routing,
+        segments: Segments,
+        x_BTD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         from cmrn.experts.mixture_triton import mixture
 
@@ -137,6 +150,7 @@ class ExpertPool(nn.Module):
             units,
             None if segments.real_BT is None else segments.real_BT.flatten(),
             seed,
+            None if x_BTD is None else x_BTD.flatten(0, 1),
         )
 
     def _units(self) -> Units:

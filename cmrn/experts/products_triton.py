@@ -67,21 +67,19 @@ def project_rows(a_MC: Tensor, weight: Tensor, plan: Plan, *, transposed: bool) 
     return out
 
 
-def weight_gradient(left: Tensor, right: Tensor, plan: Plan, needed: list[bool], dtype: torch.dtype) -> Tensor:
-    """(experts needed, height, width) in `dtype`: Σ of left_rowᵀ right_row over each one's rows.
+def weight_gradient(left: Tensor, right: Tensor, plan: Plan, needed: list[bool], out: Tensor) -> None:
+    """Fill out (experts needed, height, width) with Σ of left_rowᵀ right_row over each one's rows.
 
     Experts that need no gradient cost nothing: each run of neighbours that do is a launch.
     """
-    height, width = left.shape[1], right.shape[1]
+    height, width = out.shape[1:]
     tile = weight_tile(plan, left.dtype, sum(needed), height, width)
-    out = torch.empty(sum(needed), height, width, dtype=dtype, device=left.device)
     blocks, tiles = triton.cdiv(height, tile.rows), triton.cdiv(width, tile.columns)
     for first, count, place in _runs(needed):
         _weight_kernel[(min(count * blocks * tiles, tile.programs(out.device)),)](
             tiled(left, tile.depth, tile.rows), tiled(right, tile.depth, tile.columns), out[place:], plan.start_E,
             first, count, height, width, ROWS=tile.rows, **tile.options(out.device),
         )  # fmt: skip
-    return out
 
 
 def _runs(needed: list[bool]) -> list[tuple[int, int, int]]:

@@ -65,7 +65,7 @@ def _route_one(
         x_ND.contiguous(), norm, conv_JC.contiguous(), tail_NRC.contiguous(),
         None if start_N is None else start_N.contiguous(), projection_RD.contiguous(), weight_ER.contiguous(), bias_E,
         temperature, *outputs, eps, width, tags, experts, REACH=conv_JC.shape[0] - 1, CHOICES=k, WIDTH=wide, TAGS=tall,
-        EXPERTS=triton.next_power_of_2(experts), DEPTH=min(wide, max(16, TILE // tall)), num_warps=16,
+        EXPERTS=triton.next_power_of_2(experts), DEPTH=min(wide, max(16, TILE // tall)), num_warps=8,
     )  # fmt: skip
     return outputs
 

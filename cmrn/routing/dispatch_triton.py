@@ -110,10 +110,12 @@ def _place_kernel(indices_ptr, counts_ptr, pair_ptr, place_ptr, expert_ptr, star
         tl.store(start_ptr + experts, tl.max(last, 0) * ROWS)
 
 
-def gather_rows(x_ND: Tensor, other_ND: Tensor | None, plan: Plan, kind_E: Tensor, apart: int | None) -> Tensor:
-    """x_MD: each row's token, zeros at padding; rows of experts of the kind `apart` are taken from the other stream."""
+def gather_rows(
+    x_ND: Tensor, other_ND: Tensor | None, plan: Plan, kind_E: Tensor, apart: int | None, dtype: torch.dtype
+) -> Tensor:
+    """x_MD in `dtype`: each row's token, zeros at padding; experts of the kind `apart` read the other stream."""
     rows, width = plan.pair_M.shape[0], x_ND.shape[1]
-    x_MD = x_ND.new_empty(rows, width)
+    x_MD = x_ND.new_empty(rows, width, dtype=dtype)
     columns = min(1024, triton.next_power_of_2(width))
     each = min(plan.rows, max(1, 8192 // columns))
     _gather_kernel[(rows // each, triton.cdiv(width, columns))](
@@ -138,16 +140,17 @@ def _gather_kernel(x_ptr, other_ptr, pair_ptr, expert_ptr, kind_ptr, out_ptr, wi
     token = (tl.maximum(pair, 0) // CHOICES).to(tl.int64)[:, None]
     inside = (column < width)[None, :]
     x = tl.load(source + token * width + column[None, :], (pair >= 0)[:, None] & inside, 0.0)
-    tl.store(out_ptr + row.to(tl.int64)[:, None] * width + column[None, :], x, inside)
+    out_ptrs = out_ptr + row.to(tl.int64)[:, None] * width + column[None, :]
+    tl.store(out_ptrs, x.to(out_ptr.dtype.element_ty), inside)
 
 
-def combine_rows(y_MD: Tensor, place_NK: Tensor) -> Tensor:
-    """y_ND = Σ_k y[place_nk], summed in float32."""
+def combine_rows(y_MD: Tensor, place_NK: Tensor, stream_ND: Tensor | None = None) -> Tensor:
+    """y_ND = Σ_k y[place_nk], summed in float32; with a stream, which must be contiguous, stream + y in its type."""
     tokens, width = place_NK.shape[0], y_MD.shape[1]
-    y_ND = y_MD.new_empty(tokens, width)
+    y_ND = (y_MD if stream_ND is None else stream_ND).new_empty(tokens, width)
     grid, tile = _token_tiles(tokens, width)
     _sum_kernel[grid](
-        y_MD, None, place_NK, None, None, y_ND, None, None, tokens, width, y_MD.shape[0], PARTS=0,
+        y_MD, stream_ND, None, place_NK, None, None, y_ND, None, None, tokens, width, y_MD.shape[0], PARTS=0,
         CHOICES=place_NK.shape[1], APART=-1, **tile,
     )  # fmt: skip
     return y_ND
@@ -166,7 +169,7 @@ def sum_choices(
     dgates_NK = parts_QM.new_empty(tokens, choices)
     grid, tile = _token_tiles(tokens, width)
     _sum_kernel[grid](
-        dx_MD, parts_QM, place_NK, indices_NK, kind_E, dx_ND, dcontext_ND, dgates_NK, tokens, width,
+        dx_MD, None, parts_QM, place_NK, indices_NK, kind_E, dx_ND, dcontext_ND, dgates_NK, tokens, width,
         dx_MD.shape[0], PARTS=parts_QM.shape[0], CHOICES=choices, APART=-1 if apart is None else apart, **tile,
     )  # fmt: skip
     return dx_ND, dcontext_ND, dgates_NK
@@ -179,14 +182,17 @@ def _token_tiles(tokens: int, width: int) -> tuple[tuple[int, int], dict[str, in
 
 
 @triton.jit
-def _sum_kernel(dx_ptr, partial_ptr, place_ptr, index_ptr, kind_ptr, out_ptr, apart_ptr, dgate_ptr, tokens, width, m,
-                PARTS: tl.constexpr, CHOICES: tl.constexpr, APART: tl.constexpr, ROWS: tl.constexpr,
+def _sum_kernel(dx_ptr, stream_ptr, partial_ptr, place_ptr, index_ptr, kind_ptr, out_ptr, apart_ptr, dgate_ptr, tokens,
+                width, m, PARTS: tl.constexpr, CHOICES: tl.constexpr, APART: tl.constexpr, ROWS: tl.constexpr,
                 COLUMNS: tl.constexpr):  # fmt: skip
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     here = token < tokens
     mask = here[:, None] & (column < width)[None, :]
+    offset = token.to(tl.int64)[:, None] * width + column[None, :]
     total, apart = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
+    if stream_ptr is not None:
+        total += tl.load(stream_ptr + offset, mask, 0.0).to(tl.float32)
     for k in tl.static_range(CHOICES):
         place = tl.load(place_ptr + token * CHOICES + k, here, 0)
         dx = tl.load(dx_ptr + place.to(tl.int64)[:, None] * width + column[None, :], mask, 0.0).to(tl.float32)
@@ -202,7 +208,6 @@ def _sum_kernel(dx_ptr, partial_ptr, place_ptr, index_ptr, kind_ptr, out_ptr, ap
                 dgate += tl.load(part_ptrs, here, 0.0)
                 part_ptrs += m
             tl.store(dgate_ptr + token * CHOICES + k, dgate, here)
-    offset = token.to(tl.int64)[:, None] * width + column[None, :]
     tl.store(out_ptr + offset, total, mask)
     if APART >= 0:
         tl.store(apart_ptr + offset, apart, mask)

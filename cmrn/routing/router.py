@@ -33,7 +33,7 @@ class RoutingNetwork(nn.Module):
     """Tags to logits, in at least float32 whatever the precision of the rest.
 
     Buffers: `bias_E`, added for the choice only and moved by the balance; `temperature`, set by the trainer's schedule
-    and kept in the checkpoint.
+    and kept in the checkpoint. `silent`: experts that no token may choose (see `cmrn.domain_expert`).
     """
 
     bias_E: Tensor
@@ -41,16 +41,26 @@ class RoutingNetwork(nn.Module):
 
     def __init__(self, config: CMRNConfig) -> None:
         super().__init__()
+        self.silent: frozenset[int] = frozenset()
         self.weight_ER = nn.Parameter(torch.empty(config.num_experts, config.router_dim))
         nn.init.normal_(self.weight_ER, std=config.router_dim**-0.5)
         self.register_buffer("bias_E", torch.zeros(config.num_experts))
         self.register_buffer("temperature", torch.tensor(config.routing_temperature))
 
     def forward(self, tags: Tensor) -> Tensor:
-        """logits_BTE, float32, or float64 for a float64 model."""
+        """logits_BTE, float32, or float64 for a float64 model; -inf for silent experts.
+
+        The others' logits are computed without the silent rows, so that every bit is that of a model without them.
+        """
         wide = torch.promote_types(self.weight_ER.dtype, torch.float32)
         with torch.autocast(tags.device.type, enabled=False):
-            return F.linear(tags.to(wide), self.weight_ER.to(wide))
+            if not self.silent:
+                return F.linear(tags.to(wide), self.weight_ER.to(wide))
+            heard = [expert for expert in range(len(self.weight_ER)) if expert not in self.silent]
+            logits = F.linear(tags.to(wide), self.weight_ER[heard].to(wide))
+            everyone = logits.new_full((*logits.shape[:-1], len(self.weight_ER)), -torch.inf)
+            everyone[..., heard] = logits
+            return everyone
 
 
 class DynamicRouter(nn.Module):
@@ -73,7 +83,8 @@ class DynamicRouter(nn.Module):
         if self.semantic_parser is None or self.routing_network is None:
             chosen_BTK = hash_experts(numbers_BT, self.num_experts, self.k, self.salt)
             return fixed_choice(chosen_BTK, self.num_experts, torch.promote_types(x_BTD.dtype, torch.float32)), None
-        if reads_one(self, x_BTD, segments) and self.num_experts <= MOST_TOGETHER:
+        alone = reads_one(self, x_BTD, segments) and not self.routing_network.silent
+        if alone and self.num_experts <= MOST_TOGETHER:
             return self._one(self.semantic_parser, self.routing_network, x_BTD, tail_BTC, segments)
         tags, tail = self.semantic_parser(x_BTD, tail_BTC, segments)
         network = self.routing_network

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmrn.config import CMRNConfig
-from cmrn.layers import CausalConv, Linear, Norm, narrow_type, project, reads_one
+from cmrn.layers import CausalConv, Linear, Norm, narrow_type, project, reads_one, stacked
 from cmrn.records import Segments, TemporalState
-from cmrn.temporal.rule import gated_delta_rule
+from cmrn.temporal.rule import WIDEST_FLOAT32, WIDEST_ON_CUDA, gated_delta_rule
 
 __all__ = ["TemporalLayer"]
 
@@ -69,15 +69,40 @@ class TemporalLayer(nn.Module):
         if reads_one(self, x_BTD, segments) and self.width <= WIDEST_ONE:
             return self._one(x_BTD, previous, segments)
         u_BTD = self.norm(x_BTD)
+        mixed = self._together if self._runs_together(u_BTD) else self._one_by_one
+        gated_BTI, tail, memory, surprise_BTH = mixed(u_BTD, previous, segments)
+        x_BTD = x_BTD + self.dropout(self.output(gated_BTI))
+        return x_BTD, TemporalState(memory, tail, surprise_BTH.detach().mean(-1))
+
+    def _one_by_one(
+        self, u_BTD: Tensor, previous: TemporalState, segments: Segments
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(what the output projection reads, next tail, next memory, surprise of each head), step by step."""
         qkv, gate, decay, beta = project(
             u_BTD, (self.query, self.key, self.value), (self.gate,), (self.decay,), (self.beta,)
         )
         (q, k, v), tail = self.conv.heads(qkv, previous.tail_BTC, segments, self.width, parts=3, units=2, silu=True)
         g_BTH, beta_BTH = self._rates(decay, beta, segments, previous.memory_BHKV.dtype)
-        o_BTHV, memory, surprise = gated_delta_rule(q, k, v, g_BTH, beta_BTH, previous.memory_BHKV)
-        gated = self.output_norm(o_BTHV) * F.silu(gate).view_as(o_BTHV)
-        x_BTD = x_BTD + self.dropout(self.output(gated.flatten(-2)))
-        return x_BTD, TemporalState(memory, tail, surprise.detach().mean(-1))
+        o_BTHV, memory, surprise_BTH = gated_delta_rule(q, k, v, g_BTH, beta_BTH, previous.memory_BHKV)
+        gated_BTHV = self.output_norm(o_BTHV) * F.silu(gate).view_as(o_BTHV)
+        return gated_BTHV.flatten(-2), tail, memory, surprise_BTH
+
+    def _together(
+        self, u_BTD: Tensor, previous: TemporalState, segments: Segments
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same as one product and one operator."""
+        from cmrn.temporal.mix_triton import Mixing, mix
+
+        product_BTP = stacked(u_BTD, self.query, self.key, self.value, self.gate, self.decay, self.beta)
+        norm = self.output_norm
+        held = Mixing(self.conv.weight, self.log_rate, self.decay_bias, norm.weight, norm.eps, float(self.timescale))
+        return mix(product_BTP, held, previous.tail_BTC, previous.memory_BHKV, segments)
+
+    def _runs_together(self, u_BTD: Tensor) -> bool:
+        """Whether the kernels take it: on CUDA, more than one token a row, not in float64, heads not too wide."""
+        widest = WIDEST_FLOAT32 if u_BTD.dtype == torch.float32 else WIDEST_ON_CUDA
+        several = u_BTD.is_cuda and u_BTD.shape[1] > 1 and u_BTD.dtype != torch.float64
+        return several and self.width <= widest
 
     def _one(self, x_B1D: Tensor, previous: TemporalState, segments: Segments) -> tuple[Tensor, TemporalState]:
         """`forward` for one token a row without gradient, in three launches."""

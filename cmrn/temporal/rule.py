@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cmrn.temporal import chunked, step
 
-__all__ = ["gated_delta_rule"]
+__all__ = ["WIDEST_FLOAT32", "WIDEST_ON_CUDA", "gated_delta_rule"]
 
 WIDEST_ON_CUDA, WIDEST_FLOAT32 = 256, 128
 

@@ -1,14 +1,13 @@
 """The gated delta rule on CUDA: forward and backward in Triton, as two operators that `torch.compile` sees whole.
 
-Forward, for each head: a parallel kernel prepares the WY form of every chunk of 64 tokens, one walks the chunks in
-turn and keeps the state before each, a parallel one reads the output. Backward: one walks the chunks from the end, a
-parallel one gives every gradient. Source: Yang et al. 2024, "Gated Delta Networks", section 3.3; the equations stand
-in `chunked` and `triton_backward`. Differs: g = -inf starts a document afresh; the state and U are held transposed.
+Forward, for each head: a parallel kernel prepares every chunk of 64 tokens, one walks the chunks in turn and keeps the
+state before each, a parallel one reads the output. Backward: one walks the chunks from the end, a parallel one gives
+every gradient. Where heads are few and sequences long, segments of chunks are walked at once (`triton_segments`).
+Source: Yang et al. 2024, "Gated Delta Networks", section 3.3; the equations stand in `chunked`, `triton_forward` and
+`triton_backward`. Differs: g = -inf starts a document afresh; the state and U are held transposed; the chunk's inverse
+is applied in the walk, so that no W and no WY form of the values is ever written.
 
-Sizes are fixed, measured on an H200 with Triton 3.6, never tuned at run time: four warps for heads up to 128 wide,
-eight above. A walking program carries 64 columns of the state, or 16 where 64 would leave fewer than 64 programs. No
-tile is 32 columns wide, since Triton 3.6 multiplies such tiles wrongly on Hopper (`tests/temporal/test_triton.py` holds
-a case): narrower heads are padded to 64.
+Sizes are fixed, measured on an H200 with Triton 3.6, never tuned at run time. Widths are padded to 64, 128 or 256.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -23,24 +22,31 @@ from torch import Tensor
 
 from cmrn.temporal.triton_backward import gradient_kernel, reverse_scan_kernel
 from cmrn.temporal.triton_forward import output_kernel, prepare_kernel, scan_kernel
+from cmrn.temporal.triton_segments import combine_kernel, reverse_segment_kernel, segment_kernel
 
 __all__ = ["CHUNK", "gated_delta_rule"]
 
 CHUNK = 64
 TILE = 64
 FEW_COLUMNS = 16
-ENOUGH_PROGRAMS = 64
+ENOUGH_PROGRAMS, PROCESSORS = 64, 132
+FEWEST_SEGMENTS, FEWEST_CHUNKS = 3, 8
+THREE_PROGRAMS = 168
+"""Registers a thread with which three programs of four warps share a processor."""
 
 
 class _Saved(NamedTuple):
-    """What the forward leaves for the backward, chunk by chunk; inverse and scores are empty unless one will come."""
+    """What the forward leaves for the backward, chunk by chunk.
 
-    decays: Tensor
-    w: Tensor
-    u: Tensor
-    states: Tensor
+    transitions: for each segment of a head, what it makes of the rows of the transposed state before it.
+    """
+
+    rates: Tensor
     inverse: Tensor
     scores: Tensor
+    u: Tensor
+    states: Tensor
+    transitions: Tensor
 
 
 def gated_delta_rule(
@@ -52,9 +58,8 @@ def gated_delta_rule(
     the state float32; K and V at most 256. Returns o_BTHV in the type of q, the last state and the surprise_BTH, both
     float32. Output and state carry gradient; the surprise, a by-product, does not. Nothing waits for the device.
     """
-    inputs = (q_BTHK, k_BTHK.to(q_BTHK.dtype), v_BTHV.to(q_BTHK.dtype), g_BTH, beta_BTH, state_BHKV)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    o, last, surprise, *_ = _forward(*inputs, keep)
+    k_BTHK, v_BTHV = k_BTHK.to(q_BTHK.dtype), v_BTHV.to(q_BTHK.dtype)
+    o, last, surprise, *_ = _forward(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, state_BHKV)
     return o, last, surprise.detach()
 
 
@@ -76,10 +81,42 @@ def _warps(shapes: dict[str, Any]) -> int:
     return 8 if max(shapes["K"], shapes["V"]) > 128 else 4
 
 
-def _state_columns(k: Tensor, shapes: dict[str, Any], rows: int) -> int:
-    """Columns of the state that one program carries through the chunks."""
-    large = k.dtype == torch.float32 or max(shapes["K"], shapes["V"]) > 128
-    return FEW_COLUMNS if large or rows * shapes["V"] < ENOUGH_PROGRAMS * TILE else TILE
+class _Walk(NamedTuple):
+    """How the chunks of a head are walked: columns of the state to a program, segments, and chunks to a segment."""
+
+    columns: int
+    segments: int
+    length: int
+
+
+def _walk(k: Tensor, shapes: dict[str, Any], rows: int, chunks: int) -> _Walk:
+    """The walk for so many heads and chunks; segments cost a second walk, so they pay only where programs are few."""
+    programs = rows * shapes["V"] // TILE
+    if k.dtype == torch.float32 or max(shapes["K"], shapes["V"]) > 128:
+        return _Walk(FEW_COLUMNS, 1, chunks)
+    wanted = max(1, min(PROCESSORS // rows, chunks // FEWEST_CHUNKS))
+    length = -(-chunks // wanted)
+    segments = -(-chunks // length)
+    if segments >= FEWEST_SEGMENTS:
+        return _Walk(TILE, segments, length)
+    return _Walk(TILE if programs >= ENOUGH_PROGRAMS else FEW_COLUMNS, 1, chunks)
+
+
+def _state_strides(shapes: dict[str, Any]) -> tuple[int, int, int]:
+    """Strides of a state by head, value and key."""
+    return shapes["KEY"] * shapes["VALUE"], 1, shapes["VALUE"]
+
+
+def _combine(
+    outer: Tensor, ends: Tensor, transitions: Tensor, shapes: dict[str, Any], reverse: bool
+) -> tuple[int, int, int]:
+    """Put the state that each segment is entered with into `ends`; returns its strides by segment, value and key."""
+    rows, segments = ends.shape[:2]
+    sizes = {name: shapes[name] for name in ("KEY", "VALUE", "K", "V")}
+    combine_kernel[(shapes["V"] // FEW_COLUMNS, rows)](
+        outer, ends, transitions, segments, **sizes, BV=FEW_COLUMNS, REVERSE=reverse, num_warps=8, num_stages=2
+    )
+    return ends.stride()[1:]  # type: ignore[return-value]
 
 
 def _total(parts: Tensor) -> Tensor:
@@ -91,80 +128,94 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _scratch(k: Tensor, v: Tensor, keep: bool) -> _Saved:
+def _scratch(k: Tensor, v: Tensor) -> _Saved:
     batch, length, heads, _ = k.shape
     shapes = _shapes(k, v)
     head = (batch * heads, -(-length // CHUNK))
-    square = (*head, CHUNK, CHUNK) if keep else (0,)
+    segments = _walk(k, shapes, *head).segments
     return _Saved(
-        k.new_empty(*head, 4, CHUNK, dtype=torch.float32),
-        k.new_empty(*head, CHUNK, shapes["K"]),
+        k.new_empty(*head, 5, CHUNK, dtype=torch.float32),
+        k.new_empty(*head, CHUNK, CHUNK),
+        k.new_empty(*head, CHUNK, CHUNK),
         k.new_empty(*head, shapes["V"], CHUNK),
         k.new_empty(*head, shapes["V"], shapes["K"]),
-        k.new_empty(square),
-        k.new_empty(square),
+        k.new_empty(head[0], segments if segments > 1 else 0, shapes["K"], shapes["K"], dtype=torch.float32),
     )
 
 
 @torch.library.custom_op("cmrn::gated_delta_rule", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, keep: bool
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v = (_rows(x) for x in (q, k, v))
     g, beta, state = (x.contiguous() for x in (g, beta, state))
-    batch, length, heads, _ = q.shape
-    shapes, saved = _shapes(k, v), _scratch(k, v, keep)
-    decays, w, u, states, inverse, scores = saved
-    o, last, surprise = q.new_empty(v.shape), torch.empty_like(state), state.new_empty(batch, length, heads)
-    rows, chunks = decays.shape[:2]
-    columns, warps = _state_columns(k, shapes, rows), _warps(shapes)
+    shapes, saved, length = _shapes(k, v), _scratch(k, v), q.shape[1]
+    rates, inverse, scores, u, states, transitions = saved
+    o, last, surprise = q.new_empty(v.shape), torch.empty_like(state), state.new_empty(q.shape[:3])
+    rows, chunks = rates.shape[:2]
+    walk, warps = _walk(k, shapes, rows, chunks), _warps(shapes)
     q_strides, k_strides, v_strides = (x.stride()[:3] for x in (q, k, v))
-    exact = "bf16x3" if k.is_cuda and k.dtype != torch.float32 else "tf32x3"
+    narrow = k.dtype != torch.float32
+    exact = "bf16x3" if k.is_cuda and narrow else "tf32x3"
     prepare_kernel[(chunks, rows)](
-        k, v, g, beta, decays, w, u, inverse, *k_strides, *v_strides, length,
-        **shapes, KEEP=keep, INVERSE=exact, num_warps=warps, num_stages=1,
+        q, k, g, beta, rates, inverse, scores, *q_strides, *k_strides, length,
+        **shapes, INVERSE=exact, num_warps=warps, num_stages=1, maxnreg=THREE_PROGRAMS if narrow else None,
     )  # fmt: skip
-    scan_kernel[(shapes["V"] // columns, rows)](
-        k, decays, w, u, states, state, last, *k_strides, length, chunks,
-        **shapes, BV=columns, num_warps=warps, num_stages=3,
+    starts, strides = state, _state_strides(shapes)
+    if walk.segments > 1:
+        starts = state.new_empty(rows, walk.segments, shapes["V"], shapes["K"])
+        segment_kernel[((shapes["V"] + shapes["K"]) // TILE, walk.segments, rows)](
+            k, v, rates, inverse, starts, transitions, *k_strides, *v_strides, length, chunks, walk.length,
+            **shapes, BV=TILE, num_warps=4, num_stages=3,
+        )  # fmt: skip
+        strides = _combine(state, starts, transitions, shapes, reverse=False)
+    scan_kernel[(shapes["V"] // walk.columns, walk.segments, rows)](
+        k, v, rates, inverse, u, states, starts, last, *k_strides, *v_strides, *strides, length, chunks, walk.length,
+        **shapes, BV=walk.columns, num_warps=warps, num_stages=3,
     )  # fmt: skip
     output_kernel[(chunks, rows)](
-        q, k, decays, u, states, o, surprise, scores, *q_strides, *k_strides, length,
-        **shapes, KEEP=keep, num_warps=warps, num_stages=1,
-    )  # fmt: skip
+        q, rates, u, states, scores, o, surprise, *q_strides, length, **shapes, num_warps=warps, num_stages=1
+    )
     return o, last, surprise, *saved
 
 
 @_forward.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, keep: bool
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     results = q.new_empty(v.shape), state.new_empty(state.shape), state.new_empty(q.shape[:3])
-    return *results, *_scratch(k, v, keep)
+    return *results, *_scratch(k, v)
 
 
 @torch.library.custom_op("cmrn::gated_delta_rule_backward", mutates_args=())
 def _backward(
-    grad_o: Tensor, grad_last: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
-    decays: Tensor, w: Tensor, u: Tensor, states: Tensor, inverse: Tensor, scores: Tensor,
+    grad_o: Tensor, grad_last: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    rates: Tensor, inverse: Tensor, scores: Tensor, u: Tensor, states: Tensor, transitions: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     q, k, v, grad_o = (_rows(x) for x in (q, k, v, grad_o))
-    beta, grad_last = beta.contiguous(), grad_last.contiguous()
-    shapes, length, (rows, chunks) = _shapes(k, v), q.shape[1], decays.shape[:2]
-    columns, warps = _state_columns(k, shapes, rows), _warps(shapes)
-    blocks = shapes["K"] // TILE
+    grad_last = grad_last.contiguous()
+    shapes, length, (rows, chunks) = _shapes(k, v), q.shape[1], rates.shape[:2]
+    walk, warps, blocks = _walk(k, shapes, rows, chunks), _warps(shapes), shapes["K"] // TILE
     q_strides, k_strides, v_strides, o_strides = (x.stride()[:3] for x in (q, k, v, grad_o))
-    grad_u, grad_states, grad_first = torch.empty_like(u), torch.empty_like(states), torch.empty_like(grad_last)
+    walked = (*q_strides, *k_strides, *o_strides)
+    z, grad_states, grad_first = torch.empty_like(u), torch.empty_like(states), torch.empty_like(grad_last)
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
-    grad_g, grad_beta = beta.new_empty(blocks, *beta.shape), beta.new_empty(blocks, *beta.shape)
-    reverse_scan_kernel[(shapes["V"] // columns, rows)](
-        q, k, grad_o, decays, w, scores, grad_u, grad_states, grad_last, grad_first,
-        *q_strides, *k_strides, *o_strides, length, chunks,
-        **shapes, BV=columns, num_warps=warps, num_stages=3 if columns == TILE else 2,
+    grad_g, grad_beta = (rates.new_empty(blocks, *q.shape[:3]) for _ in range(2))
+    ends, strides = grad_last, _state_strides(shapes)
+    if walk.segments > 1:
+        ends = grad_last.new_empty(rows, walk.segments, shapes["V"], shapes["K"])
+        reverse_segment_kernel[(1, walk.segments, rows)](
+            q, k, grad_o, rates, inverse, scores, ends, *walked, length, chunks, walk.length,
+            **shapes, BV=shapes["V"], num_warps=shapes["V"] // 16, num_stages=3,
+        )  # fmt: skip
+        strides = _combine(grad_last, ends, transitions, shapes, reverse=True)
+    reverse_scan_kernel[(shapes["V"] // walk.columns, walk.segments, rows)](
+        q, k, grad_o, rates, inverse, scores, z, grad_states, ends, grad_first,
+        *walked, *strides, length, chunks, walk.length, **shapes, BV=walk.columns, num_warps=warps, num_stages=2,
     )  # fmt: skip
     gradient_kernel[(chunks * blocks, rows)](
-        q, k, v, beta, grad_o, decays, inverse, u, grad_u, states, grad_states,
-        grad_q, grad_k, grad_v, grad_g, grad_beta, *q_strides, *k_strides, *v_strides, *o_strides, length,
+        q, k, v, grad_o, rates, u, z, states, grad_states, grad_q, grad_k, grad_v, grad_g, grad_beta,
+        *q_strides, *k_strides, *v_strides, *o_strides, length,
         **shapes, BK=TILE, num_warps=warps, num_stages=1,
     )  # fmt: skip
     return grad_q, grad_k, grad_v, _total(grad_g), _total(grad_beta), grad_first
@@ -172,28 +223,30 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    grad_o: Tensor, grad_last: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
-    decays: Tensor, w: Tensor, u: Tensor, states: Tensor, inverse: Tensor, scores: Tensor,
+    grad_o: Tensor, grad_last: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    rates: Tensor, inverse: Tensor, scores: Tensor, u: Tensor, states: Tensor, transitions: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    like = (q, k, v, beta, beta, grad_last)
-    return tuple(x.new_empty(x.shape) for x in like)  # type: ignore[return-value]
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+    grad_g, grad_beta = (rates.new_empty(q.shape[:3]) for _ in range(2))
+    return grad_q, grad_k, grad_v, grad_g, grad_beta, grad_last.new_empty(grad_last.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, _, beta, state, _ = inputs
-    ctx.save_for_backward(q, k, v, beta, *output[3:])
+    q, k, v, _, _, state = inputs
+    ctx.save_for_backward(q, k, v, *output[3:])
     ctx.state = (state.shape, state.dtype)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grad_o: Tensor | None, grad_last: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    q, k, v, beta, *saved = ctx.saved_tensors
+    q, k, v, *saved = ctx.saved_tensors
     if grad_o is None:
         grad_o = q.new_zeros(v.shape)
     if grad_last is None:
         shape, dtype = ctx.state
         grad_last = q.new_zeros(shape, dtype=dtype)
-    return (*_backward(grad_o, grad_last, q, k, v, beta, *saved), None)
+    gradients: tuple[Tensor, ...] = _backward(grad_o, grad_last, q, k, v, *saved)
+    return gradients
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

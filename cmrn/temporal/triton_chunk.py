@@ -1,7 +1,7 @@
-"""What the kernels of the gated delta rule share: where a chunk lies, its decays, exact products, the inverse.
+"""What the kernels of the gated delta rule share: where a chunk lies, its rates, and the inverse.
 
-The decays of a chunk are four rows of C float32: γ, the running sum of g with -inf read as 0; the number of documents
-begun so far; e^γ from the chunk's start, and e^{γ_C − γ} to its end, both 0 where a document begins in between.
+The rates of a chunk are five rows of C float32: γ, the running sum of g with -inf read as 0; the number of documents
+begun so far; e^γ from the chunk's start, and e^{γ_C − γ} to its end, both 0 where a document begins in between; β.
 """
 
 # A kernel's arguments have no Python types.
@@ -12,10 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["BLOCK", "DECAYS", "between", "chunk_of", "load_tile", "precise_dot", "unit_lower_inverse"]
+__all__ = ["BLOCK", "RATES", "between", "chunk_of", "load_tile", "unit_lower_inverse"]
 
 BLOCK = tl.constexpr(16)
-DECAYS = tl.constexpr(4)
+RATES = tl.constexpr(5)
 
 
 @triton.jit
@@ -37,19 +37,6 @@ def between(gamma_C, begun_C, C: tl.constexpr):
     place = tl.arange(0, C)
     together = (begun_C[:, None] == begun_C[None, :]) & (place[:, None] >= place[None, :])
     return tl.where(together, tl.exp(tl.where(together, gamma_C[:, None] - gamma_C[None, :], 0.0)), 0.0)
-
-
-@triton.jit
-def precise_dot(a, b):
-    """a @ b for a float32 `a` without rounding `a` to the narrow type of b: its head and its tail are multiplied."""
-    if b.dtype == tl.float32:
-        product = tl.dot(a, b, input_precision="tf32x3")
-    else:
-        head = a.to(b.dtype)
-        tail = (a - head.to(tl.float32)).to(b.dtype)
-        product = tl.dot(head, b)
-        product = tl.dot(tail, b, product)
-    return product
 
 
 @triton.jit

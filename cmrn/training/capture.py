@@ -113,10 +113,14 @@ class CapturedStep:
             restore_random(document, tensors)
 
     def _capture(self, batch: Batch, micro_batch: int) -> torch.cuda.CUDAGraph:
+        from cmrn.training.ahead_triton import only_compiled
+
         device = self._skip.device
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
+            with only_compiled():
+                self._step(batch, micro_batch)
             for _ in range(WARM_UP):
                 self._step(batch, micro_batch)
         torch.cuda.current_stream(device).wait_stream(side)
@@ -150,13 +154,14 @@ class CapturedStep:
 
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
-    """Within it the model's blocks run compiled, one code for those that are built alike.
+    """Within it the model's blocks run compiled, one code for those that are built alike, and its last norm.
 
     The model is otherwise as it was: names of parameters, and what it does afterwards.
     """
     # A process may meet many shapes and models; none of their codes is needed once its graph is recorded.
     limit = torch._dynamo.config.patch(recompile_limit=BUILDS)
-    regions = [*model.blocks, *([model.router_losses] if hasattr(model, "router_losses") else [])]  # type: ignore[misc]
+    others = (getattr(model, name, None) for name in ("final_norm", "router_losses"))
+    regions: list[nn.Module] = [*model.blocks, *(other for other in others if other is not None)]  # type: ignore[misc]
     for region in regions:
         region.compile(fullgraph=True, dynamic=False)
     try:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from cmrn.errors import UsageError
+from cmrn.layers import computes_bfloat16
 
 __all__ = ["Precision", "autocast", "deterministic", "keep_freed_memory", "resolve_device", "resolve_precision"]
 
@@ -43,7 +44,7 @@ def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device:
     Raises:
         UsageError: bfloat16 is asked of a CUDA device that lacks it.
     """
-    capable = _computes_bfloat16(device)
+    capable = computes_bfloat16(device)
     if precision == "bfloat16" and device.type == "cuda" and not capable:
         raise UsageError(
             f"{torch.cuda.get_device_name(device)} does not compute in bfloat16",
@@ -53,20 +54,6 @@ def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device:
     if precision == "auto":
         return "bfloat16" if capable else "float32"
     return precision
-
-
-def _computes_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    read = getattr(torch.cpu, "get_capabilities", None)
-    if read is not None:
-        capabilities = read()
-        return any(capabilities.get(name) is True for name in ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16"))
-    # Before torch 2.12 the same facts had these names.
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(bool(check()) for check in checks if check is not None)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

@@ -116,6 +116,8 @@ class TrainingLoop:
     def run(self, dataset: PackedDataset, held_out: EvaluationSet | None) -> Evaluation:
         """Take the steps that are left; return the last evaluation, of all held-out text."""
         progress, config = self.progress, self.config
+        if progress.step < config.max_steps and not isinstance(self._take, PlainStep):
+            self.settings.reporter.notice(Notice("compiling kernels: about a minute, once for a model on a machine"))
         while True:
             if held_out is not None and self._evaluation_due():
                 self._settle()

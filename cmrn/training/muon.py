@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from cmrn.together import Together
 
 __all__ = ["Muon", "orthogonalise"]
 
@@ -37,6 +40,7 @@ class Muon(Optimizer):
         self.grad_scale: Tensor | None = None
         self.found_inf: Tensor | None = None
         self._captured: list[Tensor] = []
+        self._together = Together()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -50,12 +54,18 @@ class Muon(Optimizer):
                 loss = closure()
         with torch.no_grad():
             for group in self.param_groups:
-                for parameters in _by_shape(group["params"]):
-                    if isinstance(group["lr"], Tensor):
-                        self._move_on_device(parameters, group["lr"], group["weight_decay"])
-                    else:
-                        self._move(parameters, group["lr"], group["weight_decay"])
+                self._move_group(list(_by_shape(group["params"])), group["lr"], group["weight_decay"])
         return loss
+
+    def _move_group(self, buckets: list[list[Tensor]], lr: float | Tensor, weight_decay: float) -> None:
+        if not isinstance(lr, Tensor):
+            for parameters in buckets:
+                self._move(parameters, lr, weight_decay)
+            return
+        # A bucket's matrices leave multiprocessors idle at the end of each product, so buckets run beside each other.
+        calls = [partial(self._move_on_device, parameters, lr, weight_decay) for parameters in buckets]
+        if calls:
+            self._together(lr.device, *calls)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from cmrn.config import TrainingConfig
 from cmrn.errors import CheckpointError
+from cmrn.together import Together
 from cmrn.training.muon import Muon
 
 __all__ = ["OptimizerSet", "ParameterGroup", "parameter_groups"]
@@ -67,6 +68,7 @@ class OptimizerSet:
     def __init__(self, groups: Iterable[ParameterGroup]) -> None:
         self.groups = tuple(group for group in groups if group.parameters)
         self._optimizers = tuple(_build(group) for group in self.groups)
+        self._together = Together()
 
     @property
     def capturable(self) -> bool:
@@ -93,8 +95,9 @@ class OptimizerSet:
 
     def move(self) -> None:
         """One step at the rates that are set; parameters without gradient stay as they are."""
-        for optimizer in self._optimizers:
-            optimizer.step()
+        if self._optimizers:
+            first, *others = (optimizer.step for optimizer in self._optimizers)
+            self._together(next(iter(self.groups[0].parameters.values())).device, first, *others)
 
     def step(self, share: float) -> None:
         """One step at `share` of each group's peak learning rate; parameters without gradient stay as they are."""

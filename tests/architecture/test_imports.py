@@ -16,12 +16,14 @@ from tests.architecture.sources import FOLDERS, Source, imported_modules, read_s
 LAYERS = (
     ("errors",),
     ("config", "strict_yaml"),
-    ("decode_triton", "loss_triton", "recipe_check", "records", "sampling_triton"),
-    ("alignment", "convolution_triton", "files", "loss", "recipe", "sampling"),
+    ("convolution_kernels_triton", "decode_triton", "loss_triton", "recipe_check", "records", "sampling_triton"),
+    ("alignment", "files", "loss", "recipe", "sampling", "sums_triton", "together"),
+    ("convolution_triton",),
     ("layers",),
     ("data", "generation_triton", "memory", "reasoning", "routing", "temporal", "tokenizer"),
     ("experts", "generation", "pretrained"),
     ("model",),
+    ("domain_expert",),
     ("inference", "training"),
     ("bench",),
 )

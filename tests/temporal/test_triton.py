@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 triton = pytest.importorskip("triton", reason="the kernels need Triton")
 
-import triton.language as tl  # noqa: E402
-
 from cmrn.temporal import reference  # noqa: E402
 from cmrn.temporal import triton as kernels  # noqa: E402
 from tests.temporal.test_delta_rule import NAMES, rule_inputs  # noqa: E402
@@ -82,6 +80,32 @@ def test_kernels_equal_the_definition(
 
 
 @interpreted
+@pytest.mark.parametrize(
+    ("length", "width", "starts", "segment"), [(150, (16, 80), (), 1), (200, (70, 16), (5, 130), 3)]
+)
+def test_segments_equal_the_definition(
+    length: int, width: tuple[int, int], starts: tuple[int, ...], segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments of one chunk or more, the last one shorter, with and without a document's start within."""
+    inputs = narrowed([x[:1] for x in rule_inputs(length, width=width, starts=starts)], torch.float32)
+    chosen = kernels._Walk(64, -(-length // kernels.CHUNK // segment), segment)
+    monkeypatch.setattr(kernels, "_walk", lambda *_: chosen)
+    assert_small(errors(inputs), torch.float32, correlated=False)
+
+
+@pytest.mark.parametrize("chunks", [1, 15, 24, 100, 256, 2048])
+@pytest.mark.parametrize("rows", [1, 8, 32, 64])
+def test_segments_cover_all_chunks_where_programs_are_few(rows: int, chunks: int) -> None:
+    k = torch.empty(1, 1, rows, 128, dtype=torch.bfloat16)
+    walk = kernels._walk(k, kernels._shapes(k, k), rows, chunks)
+    assert walk.segments * walk.length >= chunks > (walk.segments - 1) * walk.length
+    assert (walk.segments > 1) == (rows <= 32 and chunks >= 24)
+    assert walk.segments * rows <= kernels.PROCESSORS or walk.segments == 1
+    assert walk.segments == 1 or walk.length >= 8
+    assert kernels._walk(k.float(), kernels._shapes(k, k), rows, chunks).segments == 1
+
+
+@interpreted
 @pytest.mark.parametrize("keep", ["o", "state"])
 def test_gradient_through_one_result_alone(keep: str) -> None:
     inputs = narrowed([x[:1] for x in rule_inputs(66, width=(16, 16))], torch.float32)
@@ -107,16 +131,6 @@ def test_slices_of_one_tensor_need_no_copy(monkeypatch: pytest.MonkeyPatch) -> N
     for a, c, e in zip(actual, copied, expected, strict=True):
         assert torch.equal(a, e)
         assert torch.equal(c, e)
-
-
-@interpreted
-def test_without_gradient_nothing_is_kept_and_all_is_the_same() -> None:
-    inputs = narrowed([x[:1] for x in rule_inputs(66, width=(16, 16))], torch.float32)
-    with torch.no_grad():
-        *results, inverse, scores = kernels._forward(*inputs, False)
-        kept = kernels._forward(*inputs, True)
-    assert inverse.numel() == scores.numel() == 0
-    assert all(torch.equal(a, e) for a, e in zip(results, kept[:-2], strict=True))
 
 
 @interpreted
@@ -146,10 +160,10 @@ def test_compile_sees_one_operator() -> None:
 @interpreted
 def test_the_shapes_promised_to_the_compiler_are_true() -> None:
     inputs = narrowed([x[:1] for x in rule_inputs(3, width=(5, 3))], torch.float32)
-    torch.library.opcheck(kernels._forward, (*inputs, True), test_utils=("test_schema", "test_faketensor"))
-    _, last, _, *saved = kernels._forward(*inputs, True)
-    q, k, v, _, beta, _ = inputs
-    arguments = (torch.ones_like(v), last, q, k, v, beta, *saved)
+    torch.library.opcheck(kernels._forward, tuple(inputs), test_utils=("test_schema", "test_faketensor"))
+    _, last, _, *saved = kernels._forward(*inputs)
+    q, k, v, *_ = inputs
+    arguments = (torch.ones_like(v), last, q, k, v, *saved)
     torch.library.opcheck(kernels._backward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -172,38 +186,6 @@ def correlate(inputs: list[Tensor]) -> list[Tensor]:
     return [q, F.normalize(k + 4.0 * k[:, :1], dim=-1), v, 0.1 * g, 1.0 - 0.01 * beta, state]
 
 
-@triton.jit
-def narrow_tile_kernel(a, b, c, out, C: tl.constexpr, V: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A B + (A Aᵀ) C with B_VK and C_CK: two products into one accumulator of K columns."""
-    row, value, key = tl.arange(0, C), tl.arange(0, V), tl.arange(0, K)
-    a_CV = tl.load(a + row[:, None] * V + value[None, :])
-    b_VK = tl.load(b + value[:, None] * K + key[None, :])
-    c_CK = tl.load(c + row[:, None] * K + key[None, :])
-    sum_CK = tl.dot(a_CV, b_VK)
-    square_CC = tl.dot(a_CV, tl.trans(a_CV)).to(c_CK.dtype)
-    tl.store(out + row[:, None] * K + key[None, :], tl.dot(square_CC, c_CK, sum_CK))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("columns", [32, 64])
-def test_why_no_tile_has_32_columns(columns: int) -> None:
-    """Triton 3.6 multiplies tiles of 32 columns wrongly with eight warps on Hopper, those of 64 rightly."""
-    if torch.cuda.get_device_capability() != (9, 0) or not triton.__version__.startswith("3.6."):
-        pytest.skip("seen with Triton 3.6 on Hopper")
-    a, b, c = (torch.randn(n, m, device="cuda").bfloat16() for n, m in ((64, 128), (128, columns), (64, columns)))
-    out = torch.zeros(64, columns, device="cuda")
-    narrow_tile_kernel[(1,)](a, b, c, out, 64, 128, columns, num_warps=8)
-    a, b, c = (x.double() for x in (a, b, c))
-    expected = a @ b + (a @ a.mT).bfloat16().double() @ c
-    assert (relative_error(out, expected) < 1e-2) == (columns == 64)
-    assert min(_shapes_of(width) for width in WIDTHS) >= 64
-
-
-def _shapes_of(width: tuple[int, int]) -> int:
-    shapes = kernels._shapes(torch.empty(1, 1, 1, width[0]), torch.empty(1, 1, 1, width[1]))
-    return int(min(shapes["K"], shapes["V"], shapes["C"]))
-
-
 WIDTHS = ((128, 128), (64, 64), (128, 64), (64, 128), (32, 32), (16, 128), (100, 36), (256, 256), (192, 256))
 
 
@@ -214,10 +196,21 @@ def test_every_gradient_on_the_gpu(width: tuple[int, int], dtype: torch.dtype) -
     if dtype == torch.float32 and max(width) > 128:
         pytest.skip("float32 heads wider than 128 take the chunked form")
     for seed, length in enumerate((1, 63, 64, 65, 130, 257)):
-        inputs = device_inputs(1 + seed % 2, length, 1 + seed % 3, width, seed)
+        inputs = device_inputs(8, length, 1 + seed % 3, width, seed)
         for correlated in (False, True):
             narrow = narrowed(correlate(inputs) if correlated else inputs, dtype, "cuda")
             assert_small(errors(narrow), dtype, correlated)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("correlated", [False, True], ids=["random", "correlated"])
+@pytest.mark.parametrize(("length", "width"), [(1543, (128, 128)), (2048, (128, 64)), (1600, (64, 100))], ids=str)
+def test_segments_on_the_gpu(length: int, width: tuple[int, int], correlated: bool) -> None:
+    inputs = device_inputs(2, length, 2, width, length)
+    narrow = narrowed(correlate(inputs) if correlated else inputs, torch.bfloat16, "cuda")
+    shapes = kernels._shapes(narrow[1], narrow[2])
+    assert kernels._walk(narrow[1], shapes, 4, -(-length // kernels.CHUNK)).segments >= 3
+    assert_small(errors(narrow), torch.bfloat16, correlated)
 
 
 @pytest.mark.gpu
@@ -239,22 +232,27 @@ def test_no_chunk_is_wrong_and_every_run_is_the_same(seed: int) -> None:
 
 
 @pytest.mark.gpu
-def test_a_graph_replays_forward_and_backward() -> None:
-    inputs = narrowed(device_inputs(2, 130, 3, (128, 128), 0), torch.bfloat16, "cuda")
-    eager = run_with_gradients(kernels.gated_delta_rule, inputs)
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    weights = [torch.randn_like(x) for x in eager[0][:2]]
+@pytest.mark.parametrize("length", [130, 1600])
+def test_a_graph_replays_forward_and_backward(length: int) -> None:
+    """On one stream throughout: a gradient is collected on the stream its leaf was first used on."""
+    inputs = narrowed(device_inputs(2, length, 3, (128, 128), 0), torch.bfloat16, "cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
 
     def call() -> list[Tensor]:
         o, state, surprise = kernels.gated_delta_rule(*leaves)
-        return [o, state, surprise, *torch.autograd.grad([o, state], leaves, weights)]
+        gradients = torch.autograd.grad([o, state], leaves, [inputs[2], inputs[5]])
+        return [x.detach() for x in (o, state, surprise, *gradients)]
 
-    expected = call()
+    with torch.cuda.stream(stream):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        expected = call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         captured = call()
     graph.replay()
+    torch.cuda.synchronize()
     assert all(torch.equal(a, e) for a, e in zip(captured, expected, strict=True))
 
 
@@ -273,6 +271,7 @@ def test_compiled_on_the_gpu() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_nothing_waits_for_the_device() -> None:
     inputs = narrowed(device_inputs(2, 130, 3, (128, 128), 0), torch.bfloat16, "cuda")
     leaves = [x.requires_grad_() for x in inputs]

@@ -83,6 +83,7 @@ def test_a_run_that_is_told_late_writes_the_same(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loop, "training_step", LateStep)
     late = Recorder()
     train(tmp_path / "late", reporter=late)
+    assert [notice.message.split(":")[0] for notice in late.notices] == ["compiling kernels"]
     assert [report.step for report in late.steps] == list(range(1, 9))
     assert [report.loss for report in late.steps] == [report.loss for report in soon.steps]
     assert metrics(tmp_path / "late") == metrics(tmp_path / "soon")
