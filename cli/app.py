@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cmrn_cli import bench, doctor, evaluate, generate, reason, recipe, trace, train
+from cmrn_cli import add_expert, bench, doctor, evaluate, expert, generate, memory, reason, recipe, trace, train
 from cmrn_cli.console import Settings, write_line
 from cmrn_cli.options import add_command, examples, takes_globals
 
@@ -43,8 +43,12 @@ def build_app() -> typer.Typer:
     add_command(app, "reason", reason.reason, reason.EXAMPLES)
     add_command(app, "trace", trace.trace, trace.EXAMPLES)
     add_command(app, "eval", evaluate.evaluate, evaluate.EXAMPLES)
+    add_command(app, "add-expert", add_expert.add_expert, add_expert.EXAMPLES)
+    app.add_typer(expert.build_app(), name="expert")
+    app.add_typer(memory.build_app(), name="memory")
     app.add_typer(recipe.build_app(), name="recipe")
     app.add_typer(bench.build_app(), name="bench")
     add_command(app, "doctor", doctor.doctor, doctor.EXAMPLES)
+    add_command(app, "populate-memory", memory.populate, memory.EXAMPLES["populate"], rich_help_panel=_ALIASES)
     add_command(app, "trace-routing", trace.trace, trace.EXAMPLES, rich_help_panel=_ALIASES)
     return app

@@ -39,6 +39,13 @@ EXAMPLES = {
         "cmrn bench reason --own 20",
         "cmrn bench reason --data-root shared --limit 100",
         "cmrn bench reason --own 50 --deepest 10 --json",
+        "cmrn bench reason --case speed --case rules --case depth",
+        "cmrn bench reason --theories 10000 --first 5000",
+    ),
+    "store": (
+        "cmrn bench store --case kill --rounds 50",
+        "cmrn bench store --case power --case every-call",
+        "cmrn bench store --case corrupt --json",
     ),
     "ablate": (
         "cmrn bench ablate --data-root shared --results ablate.jsonl",
@@ -94,6 +101,7 @@ def build_app() -> typer.Typer:
         "quality": quality,
         "ablate": ablate,
         "reason": reason,
+        "store": store,
     }
     for name, function in commands.items():
         add_command(app, name, function, EXAMPLES[name])
@@ -180,13 +188,49 @@ def reason(
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Most questions of each public set.")] = 200,
     own: Annotated[int, typer.Option("--own", min=1, metavar="N", help="Problems of each family of our own.")] = 50,
     deepest: Annotated[int, typer.Option("--deepest", min=1, metavar="N", help="Longest chain of our own.")] = 25,
+    case: Annotated[
+        list[str] | None,
+        typer.Option("--case", metavar="C", help="questions, speed, rules, depth or clutrr. May be repeated."),
+    ] = None,
+    theories: Annotated[
+        int, typer.Option("--theories", min=0, metavar="N", help="Compare N random theories with z3 and clingo.")
+    ] = 0,
+    first: Annotated[
+        int, typer.Option("--first", min=0, metavar="N", help="Seed of the first, so that parts can run apart.")
+    ] = 0,
 ) -> None:
     """Ask public and invented questions: how many are answered, how many rightly, and in what time."""
     from cmrn.bench.reason import ReasonOptions, run
 
     seed = 1 if settings.seed is None else settings.seed
-    chosen = ReasonOptions(data_root or Path("."), limit, own, deepest, seed)
+    cases = tuple(case or (() if theories else ("questions",)))
+    chosen = ReasonOptions(data_root or Path("."), limit, own, deepest, seed, cases, theories, first)
     _print(settings, run(chosen, lambda text: notice(settings, text)))
+
+
+def store(
+    settings: Settings,
+    case: Annotated[
+        list[str] | None,
+        typer.Option("--case", metavar="C", help="A fault or a measurement; by default all. May be repeated."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, metavar="N", help="How many of each; by default the case's own.")
+    ] = None,
+    data_root: RootOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Kill, corrupt and fill a memory store, and search it beside its peers; ends with 8 if a promise is broken."""
+    from cmrn.bench.store import StoreOptions, run
+    from cmrn.errors import GuaranteeError
+
+    seed = 1 if settings.seed is None else settings.seed
+    chosen = StoreOptions(tuple(case or ()), rounds, seed, data_root, device)
+    started = time.monotonic()
+    report = run(chosen, lambda text: notice(settings, f"{duration(time.monotonic() - started):>7}  {text}"))
+    _print(settings, report)
+    if failures := report.settings["failures"]:
+        raise GuaranteeError(f"{failures} promises broken", hint=f"again with --seed {seed}")
 
 
 def _measure(settings: Settings, name: str, **given: Any) -> None:

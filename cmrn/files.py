@@ -18,7 +18,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,6 +32,7 @@ __all__ = [
     "read_json",
     "remove_strays",
     "storage_errors",
+    "sync_directory",
     "verify_folder",
     "write_file",
     "write_folder",
@@ -61,8 +62,8 @@ class Manifest:
     files: dict[str, FileEntry]
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replace the file at `path` with `data`: afterwards it is durable, and at any moment before it is the old one.
+def write_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace the file at `path` with `parts` joined: then it is durable, and at any moment before it is the old one.
 
     Raises:
         ResourceError: the disk is full; the old file is whole.
@@ -74,11 +75,11 @@ def write_file(path: Path, data: bytes) -> None:
         _remove_strays_of(path, "tmp")
         try:
             with open(temporary, "xb") as file:
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -181,8 +182,10 @@ def writer_lock(folder: Path) -> Iterator[None]:
                 raise CheckpointError(f"cannot be locked: {error.strerror}", where=str(folder)) from error
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise LockedError(f"is being written by {holder}", where=str(folder), hint="wait for it to end") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        # Whose it is helps a person; on a full disk the lock is held without.
+        with suppress(OSError):
+            name = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+            os.ftruncate(descriptor, os.pwrite(descriptor, name, 0))
         yield
     finally:
         os.close(descriptor)
@@ -203,6 +206,19 @@ def storage_errors(where: Path) -> Iterator[None]:
         if code is not None:
             raise CheckpointError(f"cannot be written: {os.strerror(code)}", where=str(where)) from error
         raise
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the names in a folder durable: what was created, renamed or removed there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network filesystems cannot sync a folder; a rename there is as durable as they make it.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _system_error(error: Exception) -> int | None:
@@ -252,7 +268,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         if replaces:
             os.rename(aside, folder)
         raise
-    _sync_directory(folder.parent)
+    sync_directory(folder.parent)
     _remove_strays_of(folder, "old")
 
 
@@ -327,16 +343,4 @@ def _sync_tree(folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        _sync_directory(Path(base))
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network filesystems cannot sync a folder; a rename there is as durable as they make it.
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
-            raise
-    finally:
-        os.close(descriptor)
+        sync_directory(Path(base))

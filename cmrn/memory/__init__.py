@@ -1,5 +1,32 @@
-"""Memory outside the recurrent state: so far the bounded working memory and its read."""
+"""Memory outside the recurrent state: the bounded working memory and its read, and the durable store of texts.
 
-from cmrn.memory.attention import MemoryAttention
+Names are loaded when first used, so that a command on the store costs no torch.
+"""
 
-__all__ = ["MemoryAttention"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from cmrn.memory.attention import MemoryAttention
+    from cmrn.memory.entry import NewRecord, Record
+    from cmrn.memory.populate import load_knowledge_base
+    from cmrn.memory.store import MemoryStore
+
+__all__ = ["MemoryAttention", "MemoryStore", "NewRecord", "Record", "load_knowledge_base"]
+
+_HOMES: Final = {
+    "MemoryAttention": "cmrn.memory.attention",
+    "MemoryStore": "cmrn.memory.store",
+    "NewRecord": "cmrn.memory.entry",
+    "Record": "cmrn.memory.entry",
+    "load_knowledge_base": "cmrn.memory.populate",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load an exported name from the module that holds it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,254 @@
+"""The index of a store: the records nearest to a query, and nothing that the store does not hold at that moment.
+
+It is derived from the store and never trusted: opened from a snapshot it is brought up to date by the store's log of
+changes, and where that cannot be, made anew. Few vectors are compared one by one; for many, `cells` picks candidates,
+which are then scored exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cmrn.errors import MissingExtraError, UsageError
+from cmrn.memory.entry import Hit, Record
+from cmrn.memory.handle import Warn
+from cmrn.memory.mirror import FLAT, Mirror
+from cmrn.memory.store import MemoryStore
+from cmrn.memory.table import Floats, Places
+
+__all__ = ["Found", "VectorIndex"]
+
+SPARE = 8
+"""Candidates beyond k that are scored anew, all by one formula, so that every path orders them alike."""
+
+MOST = 1_000
+"""Most candidates that are asked of the cells; beyond, comparing all is as fast."""
+
+Build: TypeAlias = Literal["aside", "now", "never"]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+class Found(NamedTuple):
+    """What one query found, best first: scores (M,) float32 and the numbers of the records, (M,) int64."""
+
+    scores: Floats
+    records: NDArray[np.int64]
+
+
+class VectorIndex:
+    """Searches over a store's vectors, by inner product; a context manager.
+
+    Every search sees what was committed before it: additions, edits and deletions. Threads may share it.
+    """
+
+    def __init__(self, mirror: Mirror, build: Build) -> None:
+        """For `open`."""
+        self._mirror, self._build = mirror, build
+        self._masks: dict[frozenset[str], tuple[int, NDArray[np.bool_], int]] = {}
+
+    @classmethod
+    def open(cls, store: MemoryStore, *, warn: Warn = _warn, build: Build = "aside") -> Self:
+        """The index of a store, from its snapshot where that is sound; it can be searched at once.
+
+        warn: told when a snapshot could not be used. build: where the records are many enough for cells and there are
+        none yet, build them in a thread beside the searches, before returning, or not at all.
+
+        Raises:
+            MissingExtraError: FAISS is not installed.
+        """
+        try:
+            import faiss  # noqa: F401
+        except ImportError as error:
+            hint = 'pip install "cmrn[cpu]"'
+            raise MissingExtraError("searching the memory needs FAISS", hint=hint) from error
+        index = cls(Mirror(store, warn), build)
+        index.refresh()
+        return index
+
+    @property
+    def store(self) -> MemoryStore:
+        """Whose index it is."""
+        return self._mirror.store
+
+    @property
+    def kind(self) -> str:
+        """How it searches now: "flat", every record, or "cells"."""
+        return "flat" if self._mirror.cells is None else "cells"
+
+    @property
+    def records(self) -> int:
+        """How many records it holds."""
+        return self._mirror.table.count
+
+    @property
+    def seq(self) -> int:
+        """The store's last change that it has taken in."""
+        return self._mirror.seq
+
+    def search(
+        self,
+        queries: ArrayLike,
+        k: int,
+        *,
+        namespaces: Collection[str] | None = None,
+        where: Callable[[Record], bool] | None = None,
+    ) -> list[list[Hit]]:
+        """For each query its best records, at most k, best first; at equal scores the older record first.
+
+        queries: (Q,D), or (D,) for one. namespaces: where given, of these alone. where: of the records it accepts.
+
+        Raises:
+            UsageError: k below 1, or queries of another width or with numbers that are not finite.
+        """
+        queries_QD = self._checked(queries, k)
+        hits: list[list[Hit]] = [[] for _ in queries_QD]
+        todo, count = np.arange(len(queries_QD)), k if where is None else 4 * k
+        with self._mirror.lock:
+            self.refresh()
+            while len(todo):
+                found = self._nearest(queries_QD[todo], count, namespaces)
+                known, lost = self._read(found)
+                for query, one in zip(todo.tolist(), found, strict=True):
+                    pairs = zip(one.scores.tolist(), one.records.tolist(), strict=True)
+                    best = [Hit(known[record], score) for score, record in pairs if record in known]
+                    hits[query] = [hit for hit in best if where is None or where(hit.record)][:k]
+                short = [len(hits[query]) < k and (lost or len(one.records) == count)
+                         for query, one in zip(todo.tolist(), found, strict=True)]  # fmt: skip
+                todo, count = todo[np.array(short, bool)], 4 * count
+        return hits
+
+    def nearest(self, queries: ArrayLike, k: int, *, namespaces: Collection[str] | None = None) -> list[Found]:
+        """As `search`, but without reading the records: one found damaged since may be among them.
+
+        Raises:
+            UsageError: as `search`.
+        """
+        queries_QD = self._checked(queries, k)
+        with self._mirror.lock:
+            self.refresh()
+            return self._nearest(queries_QD, k, namespaces)
+
+    def vectors(self, records: NDArray[np.int64]) -> Floats:
+        """The vectors of records that `nearest` found, with one dimension more than `records`."""
+        with self._mirror.lock:
+            table = self._mirror.table
+            vectors: Floats = table.view()[table.find(records.reshape(-1).tolist())]
+            return vectors.reshape(*records.shape, table.dim)
+
+    def refresh(self) -> None:
+        """Take in what was committed to the store since; `search` and `nearest` do so themselves."""
+        with self._mirror.lock:
+            self._mirror.refresh()
+            if self._build != "never" and self._mirror.due():
+                self._mirror.build_aside()
+        if self._build == "now":
+            self.wait()
+
+    def wait(self) -> None:
+        """Until cells that are being built are ready."""
+        self._mirror.wait()
+
+    def snapshot(self) -> None:
+        """Make the index as it is now what the next `open` starts from, durably.
+
+        Raises:
+            UsageError: the store is open for reading only.
+            ResourceError: the disk is full; the snapshot before it stays.
+        """
+        if not self._mirror.store.handle.writes:
+            raise UsageError("the store is open for reading only", where=str(self._mirror.store.folder))
+        self._mirror.snapshot()
+
+    def close(self) -> None:
+        """Stop building, and where the store is open for writing and has changed, take a snapshot."""
+        self._mirror.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _checked(self, queries: ArrayLike, k: int) -> Floats:
+        queries_QD = np.ascontiguousarray(np.atleast_2d(np.asarray(queries, np.float32)))
+        dim = self._mirror.store.dim
+        if k < 1:
+            raise UsageError(f"k must be 1 or more, and is {k}")
+        if queries_QD.ndim != 2 or queries_QD.shape[1] != dim:
+            raise UsageError(f"queries must have {dim} numbers each, and have shape {queries_QD.shape}")
+        if not np.isfinite(queries_QD).all():
+            raise UsageError("queries must hold finite numbers")
+        return queries_QD
+
+    def _nearest(self, queries_QD: Floats, k: int, namespaces: Collection[str] | None) -> list[Found]:
+        mirror = self._mirror
+        allowed_N, total = self._allowed(namespaces)
+        k = min(k, total)
+        if k == 0:
+            return [Found(np.zeros(0, np.float32), np.zeros(0, np.int64)) for _ in queries_QD]
+        asked = math.ceil((k + SPARE) * mirror.table.places / total)
+        if mirror.cells is None or total <= FLAT or asked > MOST:
+            return self._compare_all(queries_QD, k, allowed_N, total)
+        places_QC = mirror.cells.search(queries_QD, asked, mirror.table.vectors)
+        found = [self._best(q_D, places_C, k, allowed_N) for q_D, places_C in zip(queries_QD, places_QC, strict=True)]
+        short = [place for place, one in enumerate(found) if len(one.records) < k]
+        for place, one in zip(short, self._compare_all(queries_QD[short], k, allowed_N, total), strict=True):
+            found[place] = one
+        return found
+
+    def _compare_all(self, queries_QD: Floats, k: int, allowed_N: NDArray[np.bool_], total: int) -> list[Found]:
+        """Every allowed record compared with each query."""
+        import faiss
+
+        if not len(queries_QD):
+            return []
+        vectors, parameters, bits = self._mirror.table.vectors, None, None
+        if total < len(allowed_N):
+            bits = np.packbits(allowed_N, bitorder="little")
+            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+        places_QC: Places = vectors.search(queries_QD, min(k + SPARE, total), params=parameters)[1]
+        return [self._best(q_D, places_C, k, allowed_N) for q_D, places_C in zip(queries_QD, places_QC, strict=True)]
+
+    def _best(self, q_D: Floats, places_C: Places, k: int, allowed_N: NDArray[np.bool_]) -> Found:
+        """The k best of candidates that come best first, scored by one formula, an older record first at equal ones."""
+        places = places_C[places_C >= 0]
+        places = np.unique(places[allowed_N[places]][: 2 * (k + SPARE)])
+        table = self._mirror.table
+        scores = (table.view()[places].astype(np.float64) @ q_D.astype(np.float64)).astype(np.float32)
+        records = table.records[places]
+        order = np.lexsort((records, -scores))[:k]
+        return Found(scores[order], records[order])
+
+    def _allowed(self, namespaces: Collection[str] | None) -> tuple[NDArray[np.bool_], int]:
+        """Which places may be found, and how many those are."""
+        table = self._mirror.table
+        if namespaces is None:
+            return table.live, table.count
+        key = frozenset([namespaces] if isinstance(namespaces, str) else namespaces)
+        version, mask, total = self._masks.get(key, (-1, table.live, 0))
+        if version != self._mirror.version:
+            mask = table.among(key)
+            total = int(mask.sum())
+            self._masks = {**(self._masks if len(self._masks) < 64 else {}), key: (self._mirror.version, mask, total)}
+        return mask, total
+
+    def _read(self, found: list[Found]) -> tuple[dict[int, Record], bool]:
+        """The records found, by number; and whether some were not to be had, which are left out from then on."""
+        wanted = sorted({record for one in found for record in one.records.tolist()})
+        known: dict[int, Any] = {record.record: record for record in self._mirror.store.get(wanted)}
+        lost = [record for record in wanted if record not in known]
+        if lost:
+            self._mirror.drop(lost)
+        return known, bool(lost)

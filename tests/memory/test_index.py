@@ -1,0 +1,329 @@
+"""The index against a comparison with every record the store holds: through edits, damage, threads and rebuilding."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("faiss", reason="the index needs FAISS")
+from cmrn.errors import UsageError
+from cmrn.memory import index as index_module
+from cmrn.memory import mirror, snapshot
+from cmrn.memory.entry import Fingerprint, Hit, NewRecord
+from cmrn.memory.index import VectorIndex
+from cmrn.memory.store import MemoryStore
+
+DIM = 16
+Floats = NDArray[np.float32]
+
+
+def unit(count: int, seed: int = 0) -> Floats:
+    """Vectors about forty centres, as texts are about subjects."""
+    draw = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((40, DIM))
+    vectors = centres[draw.integers(0, 40, count)] + 0.5 * draw.standard_normal((count, DIM))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def entries(vectors: Floats, first: int = 0) -> list[NewRecord]:
+    return [
+        NewRecord(f"text {first + place}", vector, namespace="ab"[place % 2], source=f"s{place % 3}")
+        for place, vector in enumerate(vectors)
+    ]
+
+
+def definition(store: MemoryStore, query: Floats, k: int, namespace: str | None = None) -> list[tuple[int, float]]:
+    """Records and scores by comparing all, the older first at equal scores."""
+    found = [
+        (record, float(np.float32(vector.astype(np.float64) @ query.astype(np.float64))))
+        for records, vectors, names in store.scan()
+        for record, vector, name in zip(records.tolist(), vectors, names, strict=True)
+        if namespace in (None, name)
+    ]
+    return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+def plain(hits: list[Hit]) -> list[tuple[int, float]]:
+    return [(hit.record.record, hit.score) for hit in hits]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[MemoryStore]:
+    with MemoryStore.create(folder, Fingerprint("none", dim=DIM)) as store:
+        yield store
+
+
+@pytest.fixture
+def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells for a few hundred records, all of them looked into, so that what they find is exact."""
+    monkeypatch.setattr(mirror, "FLAT", 300)
+    monkeypatch.setattr(index_module, "FLAT", 300)
+    monkeypatch.setattr("cmrn.memory.cells.MOST_PROBED", 1.0)
+    monkeypatch.setattr("cmrn.memory.cells.SCORED", 2000)
+
+
+def test_an_empty_store_finds_nothing(store: MemoryStore) -> None:
+    with VectorIndex.open(store) as index:
+        assert index.search(unit(2), 3) == [[], []]
+        assert index.records == 0
+
+
+def test_it_finds_what_comparing_all_finds(store: MemoryStore) -> None:
+    store.add(entries(unit(200)))
+    with VectorIndex.open(store) as index:
+        for query in unit(5, seed=1):
+            assert plain(index.search(query, 7)[0]) == definition(store, query, 7)
+            assert plain(index.search(query, 7, namespaces=["a"])[0]) == definition(store, query, 7, "a")
+        assert len(index.search(unit(1), 1000)[0]) == 200
+        assert index.search(unit(1), 5, namespaces=[]) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("queries", "k"),
+    [(np.ones((1, DIM)), 0), (np.ones((1, 3)), 1), (np.ones((1, 1, DIM)), 1), (np.full(DIM, np.nan), 1)],
+)
+def test_a_query_that_cannot_be_is_refused(store: MemoryStore, queries: Floats, k: int) -> None:
+    with VectorIndex.open(store) as index, pytest.raises(UsageError):
+        index.search(queries, k)
+
+
+def test_changes_are_seen_at_once(store: MemoryStore) -> None:
+    index = VectorIndex.open(store)
+    vectors = unit(50)
+    store.add(entries(vectors))
+    assert index.search(vectors[7], 1)[0][0].record.record == 8
+    store.delete([8])
+    assert index.search(vectors[7], 50)[0][0].record.record != 8
+    moved = store.edit(9, text="moved", vector=-vectors[7])
+    assert index.search(-vectors[7], 1)[0] == [Hit(moved, pytest.approx(1.0))]
+    store.delete_source("s0")
+    assert {hit.record.source for hit in index.search(vectors[0], 50)[0]} == {"s1", "s2"}
+    assert index.records == store.stats().records
+
+
+def test_a_condition_is_met_by_every_hit(store: MemoryStore) -> None:
+    store.add(entries(unit(300)))
+    with VectorIndex.open(store) as index:
+        [hits] = index.search(unit(1, seed=2), 4, where=lambda record: record.record % 50 == 0)
+        expected = [pair for pair in definition(store, unit(1, seed=2)[0], 300) if pair[0] % 50 == 0][:4]
+        assert plain(hits) == expected
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_cells_find_what_comparing_all_finds_through_changes(store: MemoryStore) -> None:
+    store.add(entries(unit(900)))
+    index = VectorIndex.open(store, build="now")
+    assert index.kind == "cells"
+    draw = np.random.default_rng(5)
+    for step in range(6):
+        more = unit(40, seed=10 + step)
+        store.add(entries(more, 1000 * (step + 1)))
+        store.delete(draw.choice(900, 30).tolist())
+        edited = int(draw.integers(901, 940))
+        store.edit(edited, text=f"edited {step}", vector=more[0] * 0.5)
+        for query in (*unit(3, seed=100 + step), more[0]):
+            assert plain(index.search(query, 10)[0]) == definition(store, query, 10)
+            assert plain(index.search(query, 10, namespaces=["b"])[0]) == definition(store, query, 10, "b")
+    index.close()
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_it_can_be_searched_while_cells_are_built(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.add(entries(unit(800)))
+    going, may_end = threading.Event(), threading.Event()
+    build = mirror.build_cells
+
+    def slow(*arguments: object, **options: object) -> object:
+        going.set()
+        assert may_end.wait(20)
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(mirror, "build_cells", slow)
+    with VectorIndex.open(store) as index:
+        assert going.wait(20)
+        late = unit(5, seed=3)
+        store.add(entries(late, 5000))
+        store.delete([1])
+        store.edit(2, text="late", vector=-late[0])
+        assert index.kind == "flat"
+        assert plain(index.search(late[0], 5)[0]) == definition(store, late[0], 5)
+        may_end.set()
+        index.wait()
+        assert index.kind == "cells"
+        for query in (*late, -late[0], unit(1)[0]):
+            assert plain(index.search(query, 5)[0]) == definition(store, query, 5)
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_a_snapshot_gives_the_same_hits_and_so_does_none(store: MemoryStore, folder: Path) -> None:
+    store.add(entries(unit(700)))
+    queries = unit(8, seed=4)
+    with VectorIndex.open(store, build="now") as index:
+        store.delete([3, 4])
+        before = index.search(queries, 6)
+        index.snapshot()
+    store.add(entries(unit(3, seed=6), 900))
+    store.delete([5])
+    warned: list[str] = []
+    again = VectorIndex.open(store, warn=warned.append, build="never")
+    assert again.kind == "cells"
+    expected = [definition(store, query, 6) for query in queries]
+    assert [plain(hits) for hits in again.search(queries, 6)] == expected
+    assert before != expected
+    (folder / "index" / "CURRENT").unlink()
+    rebuilt = VectorIndex.open(store, warn=warned.append, build="never")
+    assert [plain(hits) for hits in rebuilt.search(queries, 6)] == expected
+    assert not warned
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("which", ["CURRENT", "*.faiss"])
+def test_a_damaged_snapshot_costs_a_warning(
+    store: MemoryStore, folder: Path, which: str, damage: Callable[[Path], object]
+) -> None:
+    store.add(entries(unit(60)))
+    with VectorIndex.open(store) as index:
+        index.snapshot()
+    [path] = (folder / "index").glob(which)
+    damage(path)
+    warned: list[str] = []
+    index = VectorIndex.open(store, warn=warned.append)
+    assert len(warned) == (0 if which == "CURRENT" and not path.exists() else 1)
+    for query in unit(3, seed=1):
+        assert plain(index.search(query, 5)[0]) == definition(store, query, 5)
+
+
+def test_every_bit_of_a_snapshot_counts(store: MemoryStore, folder: Path) -> None:
+    """No flipped bit goes unnoticed, in either file: a wrong seq would hide changes, a wrong code a record."""
+    store.add(entries(unit(5)))
+    with VectorIndex.open(store) as index:
+        index.snapshot()
+    draw = np.random.default_rng(0)
+    for path in sorted((folder / "index").iterdir()):
+        sound = path.read_bytes()
+        for place in draw.choice(len(sound) * 8, 60, replace=False).tolist():
+            data = bytearray(sound)
+            data[place // 8] ^= 1 << place % 8
+            path.write_bytes(data)
+            warned: list[str] = []
+            VectorIndex.open(store, warn=warned.append)
+            assert warned, (path.name, place)
+        path.write_bytes(sound)
+
+
+def test_a_snapshot_of_another_store_is_not_read(tmp_path: Path) -> None:
+    stores = [MemoryStore.create(tmp_path / name, Fingerprint("none", dim=DIM)) for name in ("one", "two")]
+    for seed, store in enumerate(stores):
+        store.add(entries(unit(30, seed=seed)))
+        with VectorIndex.open(store) as index:
+            index.snapshot()
+    for path in (tmp_path / "two" / "index").iterdir():
+        path.unlink()
+    for path in (tmp_path / "one" / "index").iterdir():
+        (tmp_path / "two" / "index" / path.name).write_bytes(path.read_bytes())
+    warned: list[str] = []
+    index = VectorIndex.open(stores[1], warn=warned.append)
+    assert plain(index.search(unit(1)[0], 3)[0]) == definition(stores[1], unit(1)[0], 3)
+    assert len(warned) == 1
+    for store in stores:
+        store.close()
+
+
+def test_a_snapshot_older_than_the_log_is_not_read(store: MemoryStore) -> None:
+    store.add(entries(unit(20)))
+    with VectorIndex.open(store) as index:
+        index.snapshot()
+    store.delete([1, 2])
+    store.prune(store.seq)
+    index = VectorIndex.open(store)
+    assert index.records == 18
+    assert plain(index.search(unit(1)[0], 3)[0]) == definition(store, unit(1)[0], 3)
+
+
+def test_only_the_newest_snapshot_stays(store: MemoryStore, folder: Path) -> None:
+    index = VectorIndex.open(store)
+    for step in range(3):
+        store.add(entries(unit(5, seed=step), 10 * step))
+        index.snapshot()
+        (folder / "index" / "stray.tmp-0123456789ab").write_bytes(b"")
+    index.snapshot()
+    names = sorted(path.name for path in (folder / "index").iterdir())
+    assert len(names) == 2
+    assert names[1] == "CURRENT"
+
+
+def test_many_changes_are_followed_by_a_snapshot(
+    store: MemoryStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "UNSAVED", 20)
+    index = VectorIndex.open(store)
+    store.add(entries(unit(10)))
+    index.refresh()
+    assert not (folder / "index").exists()
+    store.add(entries(unit(15, seed=1), 100))
+    index.refresh()
+    loaded = snapshot.load_snapshot(folder / "index", store.uuid, store.fingerprint)
+    assert loaded is not None
+    assert (loaded.seq, loaded.table.count) == (store.seq, 25)
+
+
+def test_a_reader_searches_and_takes_no_snapshot(store: MemoryStore, folder: Path) -> None:
+    store.add(entries(unit(30)))
+    with MemoryStore.open(folder) as reader, VectorIndex.open(reader) as index:
+        store.delete([1])
+        assert plain(index.search(unit(1)[0], 4)[0]) == definition(store, unit(1)[0], 4)
+        with pytest.raises(UsageError, match="reading only"):
+            index.snapshot()
+    assert not list((folder / "index").glob("*"))
+
+
+def test_searching_while_adding_finds_only_what_is_stored(store: MemoryStore, folder: Path) -> None:
+    vectors = unit(600)
+    store.add(entries(vectors[:100]))
+    index = VectorIndex.open(store)
+    failures: list[BaseException] = []
+
+    def search() -> None:
+        try:
+            for query in unit(60, seed=8):
+                [hits] = index.search(query, 5)
+                assert len(hits) == 5
+                assert all(hit.record.text == f"text {hit.record.record - 1}" for hit in hits)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for start in range(100, 600, 20):
+        store.add(entries(vectors[start : start + 20], start))
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert index.search(vectors[599], 1)[0][0].record.record == 600
