@@ -143,7 +143,8 @@ def _show(settings: Settings, each: Reasoned, proof: bool) -> None:
 
 def _show_lost(settings: Settings, first: Reasoned) -> None:
     for one in first.reading.not_understood:
-        notice(settings, f"not understood: chars {one.start}-{one.end}, at “{one.at}”: "
+        place = f"sentence {one.sentence}, " if one.sentence else ""
+        notice(settings, f"not understood: {place}chars {one.start}-{one.end}, at “{sanitize(one.at, one_line=True)}”: "
                          f"{sanitize(one.text, one_line=True)}\n  nearest accepted form: {one.hint}")  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from cmrn.records import (
     BlockState,
     CMRNOutput,
     CMRNState,
+    Drawn,
     EventChain,
     Losses,
     Routing,
@@ -95,7 +97,7 @@ class CMRN(nn.Module):
 
     def __init__(self, config: CMRNConfig, tokenizer: CMRNTokenizer | None = None) -> None:
         super().__init__()
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.reasoning_mode = config, tokenizer, "neural"
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
@@ -166,7 +168,46 @@ class CMRN(nn.Module):
                 document_B,
                 position_B,
             ),
+            drawn=self._draw(input_ids, attention_mask) if states is None else (),
         )
+
+    def set_reasoning_mode(self, mode: str) -> None:
+        """`symbolic`: a text read from its start is also reasoned over; `neural`, as at first: it is not.
+
+        In symbolic mode an output's `reasoning_trace` holds the checked steps from the premises in the text, and
+        `generate` begins with what follows from them, each conclusion with the premises it rests on.
+
+        Raises:
+            UsageError: there is no such mode.
+            CMRNError: symbolic mode needs text, and the model has no tokenizer.
+        """
+        if mode not in ("neural", "symbolic"):
+            raise UsageError(f"no reasoning mode {mode!r}", hint="neural or symbolic")
+        if mode == "symbolic" and self.tokenizer is None:
+            raise CMRNError(
+                "symbolic mode reads text, and this model has no tokenizer",
+                hint="CMRN.from_pretrained attaches one; or pass CMRN(config, tokenizer)",
+            )
+        self.reasoning_mode = mode
+
+    def _draw(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Drawn, ...]:
+        """What follows from each row's text; nothing in neural mode."""
+        if self.reasoning_mode != "symbolic" or self.tokenizer is None:
+            return ()
+        from cmrn.reasoning.draw import draw
+
+        real_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
+        rows = [ids_T[real_T.bool()].tolist() for ids_T, real_T in zip(ids_BT, real_BT, strict=True)]
+        return tuple(draw(self.tokenizer.decode(row)) for row in rows)
+
+    def _conclude(self, ids_BT: Tensor) -> Tensor:
+        """(1,N) ids of the sentences that follow from the prompt; N is 0 in neural mode, or where nothing follows."""
+        drawn = self._draw(ids_BT)
+        if len(drawn) > 1:
+            raise UsageError(f"symbolic mode writes one row at a time, and input_ids has {len(drawn)}")
+        text = "".join(f" {sentence}" for row in drawn for sentence in row.conclusions)
+        ids = self.tokenizer.encode(text) if self.tokenizer is not None and text else []
+        return torch.tensor([ids] * len(ids_BT), dtype=ids_BT.dtype, device=ids_BT.device).reshape(len(ids_BT), -1)
 
     def _events(self, last: BlockState, states: CMRNState | None, segments: Segments) -> tuple[EventChain, BlockState]:
         """Where the last block's surprise begins events, and its state with the tracker's."""
@@ -271,12 +312,14 @@ class CMRN(nn.Module):
         A row ends at the end-of-text token, at one of the `stop` strings, after max_new_tokens, or when prompt and
         answer have max_length tokens together (128 new ones where neither is given). temperature 0 takes the likeliest
         token. The same seed gives the same text. stream receives the text of a single row as it becomes certain.
+        In symbolic mode the first of the new tokens are the conclusions that the prompt's premises allow.
 
         Raises:
-            UsageError: input_ids, a limit or a sampling setting is out of range, or stream is asked for several rows.
+            UsageError: input_ids, a limit or a sampling setting is out of range, or stream or symbolic mode meets
+                several rows.
             CMRNError: stop or stream is given and the model has no tokenizer.
         """
-        self._check(input_ids)
+        self._check(input_ids.cpu())
         count = _new_tokens(input_ids.shape[1], max_length, max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         watches = self._watches(input_ids.shape[0], stops, stream)
@@ -287,7 +330,10 @@ class CMRN(nn.Module):
         self.eval()
         try:
             sampling = SamplingConfig(temperature, top_k, top_p)
-            for ids_B in continue_ids(self, input_ids, count, sampling, generator):
+            said_BN = self._conclude(input_ids)[:, :count]
+            read_BT = torch.cat((input_ids, said_BN), 1)
+            written = continue_ids(self, read_BT, count - said_BN.shape[1], sampling, generator)
+            for ids_B in itertools.chain(said_BN.cpu().unbind(1), written):
                 pieces.append(ids_B.masked_fill(done_B, padding)[:, None])
                 done_B = done_B | (ids_B == ended)
                 for row, watch in enumerate(watches):

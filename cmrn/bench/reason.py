@@ -1,7 +1,8 @@
-"""`cmrn bench reason`: how many questions are answered, how many of those rightly, and how long one takes.
+"""`cmrn bench reason`: how many questions are answered, how many of those rightly, how long one takes, and more.
 
 A question counts as answered where every sentence was understood. Public development sets are read where the data
-root has them; our own problems (`theories.py`) are always there.
+root has them; our own problems (`theories.py`) are always there. Other cases: speed beside clingo, what is learned, and
+random theories beside z3 and clingo.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 
 from cmrn.bench.report import Progress, Report, Row
 from cmrn.bench.theories import FAMILIES, problems
-from cmrn.errors import CMRNError
+from cmrn.errors import CMRNError, UsageError
 from cmrn.reasoning.reason import examine
 
-__all__ = ["Judged", "Posed", "ReasonOptions", "judge", "run", "shared_sets"]
+__all__ = ["CASES", "Judged", "Posed", "ReasonOptions", "judge", "run", "shared_sets"]
 
+CASES = ("questions", "speed", "rules", "depth", "clutrr")
 LIMIT_MS = 5.0
 _FORWARD_ONLY = frozenset({"ProofWriter OWA D5"})
 """Sets whose answers were made by running rules forward alone; classical logic knows more than they say."""
@@ -29,13 +31,20 @@ _LABELS = {"A": "true", "B": "false", "C": "unknown"}
 
 @dataclass(frozen=True)
 class ReasonOptions:
-    """Where the sets are, how many of each to ask, and how many problems of each of our own families to make."""
+    """Where the sets are, how many of each to ask, and how many problems of each of our own families to make.
+
+    cases: what is measured, of CASES. theories: how many random theories to compare with z3 and clingo, from the seed
+    `first` on, so that many can be compared in parts.
+    """
 
     data_root: Path = Path(".")
     limit: int = 200
     own: int = 50
     deepest: int = 25
     seed: int = 1
+    cases: tuple[str, ...] = ("questions",)
+    theories: int = 0
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,52 @@ class Judged:
 
 
 def run(options: ReasonOptions, progress: Progress) -> Report:
-    """Ask every set, then our own problems, and make the table."""
+    """Measure the cases asked for and make the table.
+
+    Raises:
+        UsageError: there is no such case, or the set it needs is not under the data root.
+        MissingExtraError: z3 or clingo is needed and not installed.
+        GuaranteeError: a random theory is answered otherwise than by them.
+    """
+    unknown = [case for case in options.cases if case not in CASES]
+    if unknown:
+        raise UsageError(f"no case {unknown[0]!r}", where="--case", hint=f"one of {', '.join(CASES)}")
     rows: list[Row] = []
-    notes = [
+    notes: list[str] = []
+    if options.theories:
+        from cmrn.bench.agreement import theory_rows
+
+        rows += theory_rows(options.theories, options.first, progress)
+    for case in options.cases:
+        rows += _question_rows(options, progress, notes) if case == "questions" else _case_rows(case, options, progress)
+    settings = {"limit": options.limit, "own": options.own, "deepest": options.deepest, "seed": options.seed}
+    return Report("reason", "CPU", tuple(rows), settings, tuple(notes))
+
+
+def _case_rows(case: str, options: ReasonOptions, progress: Progress) -> list[Row]:
+    if case == "speed":
+        from cmrn.bench.reason_speed import speed_rows
+
+        return speed_rows(options.seed, progress)
+    from cmrn.bench import reason_learning
+
+    if case == "rules":
+        return reason_learning.rule_rows(options.seed, progress)
+    if case == "depth":
+        return reason_learning.depth_rows(options.seed, progress)
+    folder = _folder(options.data_root)
+    file = None if folder is None else folder / "clutrr_hops2to4.csv.gz"
+    if file is None or not file.is_file():
+        raise UsageError("clutrr_hops2to4.csv.gz is not here", where="--data-root", hint="the folder of reasoning/")
+    return reason_learning.clutrr_rows(file, options.seed, progress)
+
+
+def _question_rows(options: ReasonOptions, progress: Progress, notes: list[str]) -> list[Row]:
+    """Every public set that is there, then our own problems."""
+    rows: list[Row] = []
+    notes.append(
         "answered: every sentence understood; right: of those answered. Times are of one question, proof included."
-    ]
+    )
     notes += [f"{name}: rules run forward alone, as its answers were made." for name in sorted(_FORWARD_ONLY)]
     found = list(shared_sets(options))
     if not found:
@@ -74,8 +124,7 @@ def run(options: ReasonOptions, progress: Progress) -> Report:
         chosen = [Posed(one.text, one.answer) for one in made if one.family == family]
         progress(f"own, {family}: {len(chosen)} questions")
         rows += _rows(f"own, {family}", chosen)
-    settings = {"limit": options.limit, "own": options.own, "deepest": options.deepest, "seed": options.seed}
-    return Report("reason", "CPU, one thread", tuple(rows), settings, tuple(notes))
+    return rows
 
 
 def judge(posed: Posed, *, contraposition: bool = True) -> Judged:
@@ -108,8 +157,7 @@ def _rows(name: str, posed: list[Posed], *, contraposition: bool = True) -> list
 
 def shared_sets(options: ReasonOptions) -> Iterator[tuple[str, list[Posed]]]:
     """The public sets that are there, each with its first `limit` questions."""
-    roots = (options.data_root, options.data_root / "data")
-    folder = next((root / "reasoning" for root in roots if (root / "reasoning").is_dir()), None)
+    folder = _folder(options.data_root)
     if folder is None:
         return
     readers: tuple[tuple[str, str, Callable[[Path], Iterator[Posed]]], ...] = (
@@ -123,6 +171,11 @@ def shared_sets(options: ReasonOptions) -> Iterator[tuple[str, list[Posed]]]:
     for name, file, read in readers:
         if (folder / file).is_file():
             yield name, [posed for _, posed in zip(range(options.limit), read(folder / file), strict=False)]
+
+
+def _folder(root: Path) -> Path | None:
+    """The folder of the public sets under a data root, None where there is none."""
+    return next((one / "reasoning" for one in (root, root / "data") if (one / "reasoning").is_dir()), None)
 
 
 def _labelled(path: Path) -> Iterator[Posed]:

@@ -13,6 +13,7 @@ from typing import Literal as Either
 import torch
 from torch import Tensor
 
+from cmrn.errors import DataError
 from cmrn.reasoning.logic import conjoin_product
 
 __all__ = ["Chained", "Program", "chain", "compile_rules"]
@@ -34,8 +35,9 @@ class Program:
 class Chained:
     """Evidence after chaining: values_LB in [0, 1], how many steps it took, and whether nothing changes any more.
 
-    Where reasons were asked for: rules_LB is the rule that first gave each literal its value, −1 for none, and
-    steps_LB when. The premises of that rule had their values a step before, so reasons form no cycle.
+    Where reasons were asked for: steps_LB is when each literal last grew, 0 for never, and rules_LB the first rule that
+    gives it its value, −1 for none. A premise of that rule has a greater value than its head, or the same and from an
+    earlier step, so reasons form no cycle.
     """
 
     values_LB: Tensor
@@ -50,9 +52,15 @@ def compile_rules(
 ) -> Program:
     """Rules (premises, head) as one Program, shorter bodies padded with the constant.
 
+    Raises:
+        DataError: a weight is not a number in [0, 1].
+
     >>> compile_rules([((0, 2), 4)], literals=6).premises_RK.tolist()
     [[0, 2]]
     """
+    wrong = [weight for weight in weights or () if not 0 <= weight <= 1]
+    if wrong:
+        raise DataError(f"a rule has the weight {wrong[0]}, which is not in [0, 1]")
     width = max((len(premises) for premises, _ in rules), default=1) or 1
     padded = [[*premises, *([literals] * (width - len(premises)))] for premises, _ in rules]
     return Program(
@@ -80,33 +88,46 @@ def chain(
     With a `temperature` the greatest is the smooth one of `logic.soft_maximum`, so that every rule for a head has a
     gradient; it nears the greatest as the temperature falls to 0.
     """
-    one = torch.ones_like(evidence_LB[:1])
-    values_LB = torch.cat((evidence_LB, one))
+    if reasons and temperature is not None:
+        raise AssertionError("a smooth greatest has no one rule as its reason")
+    values_LB = torch.cat((evidence_LB, torch.ones_like(evidence_LB[:1])))
     heads_R, weights_R1 = program.heads_R, program.weights_R.to(evidence_LB.dtype)[:, None]
-    rules_LB = steps_LB = None
-    if reasons:
-        rules_LB = torch.full(values_LB.shape, -1, dtype=torch.long)
-        steps_LB = torch.zeros(values_LB.shape, dtype=torch.long)
+    steps_LB = torch.zeros(values_LB.shape, dtype=torch.int32) if reasons else None
     index_RB = heads_R[:, None].expand(-1, values_LB.shape[1])
+    step, settled = 0, False
     for step in range(1, most_steps + 1):
-        fired_RB = fire(program.premises_RK, weights_R1, values_LB, mode)
-        gained_RB = fired_RB if temperature is None else _soften(fired_RB, index_RB, values_LB, temperature)
+        gained_RB = fire(program.premises_RK, weights_R1, values_LB, mode)
+        if temperature is not None:
+            gained_RB = _soften(gained_RB, index_RB, values_LB, temperature)
         grown_LB = values_LB.scatter_reduce(0, index_RB, gained_RB, "amax")
         changed_LB = grown_LB > values_LB + epsilon
-        if rules_LB is not None and steps_LB is not None:
-            gives_RB = (gained_RB == grown_LB[heads_R]) & changed_LB[heads_R]
-            numbers_RB = torch.arange(len(heads_R))[:, None].where(gives_RB, len(heads_R))
-            first_LB = torch.full_like(rules_LB, len(heads_R)).scatter_reduce(0, index_RB, numbers_RB, "amin")
-            rules_LB = torch.where(changed_LB, first_LB, rules_LB)
-            steps_LB = torch.where(changed_LB, step, steps_LB)
+        if steps_LB is not None:
+            steps_LB.masked_fill_(changed_LB, step)
         values_LB = grown_LB
-        if not bool(changed_LB.any()):
-            return Chained(values_LB[:-1], step, True, _cut(rules_LB), _cut(steps_LB))
-    return Chained(values_LB[:-1], most_steps, False, _cut(rules_LB), _cut(steps_LB))
+        settled = not bool(changed_LB.any())
+        if settled:
+            break
+    rules_LB = None if steps_LB is None else _reasons(program, weights_R1, values_LB, steps_LB, mode)
+    cut_LB = None if steps_LB is None else steps_LB[:-1]
+    return Chained(values_LB[:-1], step, settled, rules_LB, cut_LB)
 
 
-def _cut(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values[:-1]
+def _reasons(program: Program, weights_R1: Tensor, values_LB: Tensor, steps_LB: Tensor, mode: Mode) -> Tensor:
+    """(L,B) the first rule that gives each literal its value from premises that had theirs before, −1 for none.
+
+    What a rule gave its head when that last grew it still gives. A premise that grew since is now above the head, and
+    nothing above the head rests on it.
+    """
+    heads_R, count = program.heads_R, len(program.heads_R)
+    value_RB, step_RB = values_LB[heads_R], steps_LB[heads_R]
+    good_RB = (fire(program.premises_RK, weights_R1, values_LB, mode) >= value_RB) & (step_RB > 0)
+    for k in range(program.premises_RK.shape[1]):
+        premise_R = program.premises_RK[:, k]
+        good_RB &= (values_LB[premise_R] > value_RB) | (steps_LB[premise_R] < step_RB)
+    numbers_RB = torch.arange(count, dtype=torch.int32)[:, None].where(good_RB, count)
+    first_LB = torch.full_like(steps_LB, count)
+    first_LB.scatter_reduce_(0, heads_R[:, None].expand_as(numbers_RB), numbers_RB, "amin")
+    return first_LB.masked_fill(first_LB == count, -1)[:-1]
 
 
 def _soften(fired_RB: Tensor, index_RB: Tensor, values_LB: Tensor, temperature: float) -> Tensor:

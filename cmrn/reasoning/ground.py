@@ -163,7 +163,7 @@ def ground(sources: Sequence[Source], asked: Sequence[Formula], clock: Clock, *,
         result.constants.update(dict.fromkeys(constants(formula)))
     if rules:
         _widen(result, sorts)
-    _add_witnesses(result, sorts)
+    _add_witnesses(result, sorts, clock, alone=not (rules and result.constants))
     if rules:
         _widen(result, sorts)
     _estimate(result, sorts, clock)
@@ -185,31 +185,39 @@ def _binds(premises: tuple[Literal, ...], variable: Variable) -> bool:
     return any(premise.positive and variable in premise.atom.arguments for premise in premises)
 
 
-def _add_witnesses(result: Grounding, sorts: _Sorts) -> None:
-    """Name the individuals that existentials promise, WITNESS_ROUNDS deep where one leads to the next."""
+def _add_witnesses(result: Grounding, sorts: _Sorts, clock: Clock, *, alone: bool) -> None:
+    """Name the individuals that existentials promise, WITNESS_ROUNDS deep where one leads to the next.
+
+    alone: whether a variable that ranges over nobody named is given somebody. Rules need no such one where there are
+    others: what binds a variable then holds of nobody, and under a closed world nobody else exists.
+    """
     wanted = [(n, p, w) for n, p in enumerate(result.parts) for w in p.form.witnesses]
     named = [item for item in wanted if not item[2].scope]
     for number, _, witness in named:
         _name(result, sorts, number, witness, ())
     for number, part in enumerate(result.parts):
         for variable in part.form.universals:
-            if not sorts.of(number, variable):
+            if alone and not sorts.of(number, variable):
                 someone = Constant("something")
                 result.constants[someone] = None
                 sorts.add((number, variable), someone)
     scoped = [item for item in wanted if item[2].scope]
     for last in (*([False] * WITNESS_ROUNDS), True):
-        new = [
-            (number, witness, values)
-            for number, _, witness in scoped
-            for values in itertools.product(*(sorts.of(number, variable) for variable in witness.scope))
-            if (number, witness.variable, values) not in result.witnesses
-        ]
+        _estimate(result, sorts, clock)
+        new = []
+        for number, _, witness in scoped:
+            clock.look()
+            cases = itertools.product(*(sorts.of(number, variable) for variable in witness.scope))
+            new += [
+                (number, witness, case) for case in cases if (number, witness.variable, case) not in result.witnesses
+            ]
         if last:
             result.bounded = bool(new)
-        else:
-            for number, witness, values in new:
-                _name(result, sorts, number, witness, values)
+            return
+        for done, (number, witness, case) in enumerate(new):
+            if done % 1024 == 1023:
+                clock.look()
+            _name(result, sorts, number, witness, case)
 
 
 def _name(result: Grounding, sorts: _Sorts, part: int, witness: Witness, values: tuple[Constant, ...]) -> None:

@@ -78,6 +78,8 @@ def read(
         if words and any(token.text[0].isalnum() for token in words):
             _take(passage, sentence, words)
     _settle(passage)
+    places = {(one.text, one.start): number for number, one in reversed(list(enumerate(sentences, 1)))}
+    passage.lost = [replace(one, sentence=places.get((one.text, one.start), 0)) for one in passage.lost]
     return tuple(_readings(passage, world))
 
 

@@ -5,6 +5,7 @@
              | (something|someone|everything|everyone|anyone|nothing|…) [ADJ] [relative]
              | those relative | plural nominal
     nominal  = [ADJ ("," ADJ)* [and|or ADJ]] NOUN [relative] [PREPOSITION np]
+             | … NOUN PARTICIPLE PREPOSITION np
     relative = (who|that|which) (verb phrase | single verb)
 
 Every method returns all (tree, next word) that fit, the preferred first; `far` is the furthest word looked at.
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cmrn.reasoning.lexicon import PREPOSITIONS, PRONOUNS, is_plural_form, word_set
+from cmrn.reasoning.loose_words import is_participle
 from cmrn.reasoning.segment import Token
 from cmrn.reasoning.syntax import Nominal, NounPhrase, Relation, VerbPhrase
 from cmrn.reasoning.vocabulary import DUMMIES, Vocabulary, is_open
@@ -64,6 +66,10 @@ class Phrases(ABC):
     @abstractmethod
     def verb_phrase(self, at: int, plural: bool | None) -> Parses[VerbPhrase]:
         """A verb phrase that agrees with its subject's number; None for a subject of either number."""
+
+    @abstractmethod
+    def reduced(self, at: int) -> Parses[VerbPhrase]:
+        """What a participle behind a noun says of it: `born in Germany`, `living in Paris`, `owned by Bob`."""
 
     @abstractmethod
     def transitive(self, at: int, plural: bool | None) -> Parses[Callable[[NounPhrase], VerbPhrase]]:
@@ -275,6 +281,8 @@ class Phrases(ABC):
         """The words as one noun; None where the last is no noun of that number."""
         head = self.tokens[stop - 1].lower
         before = self.tokens[start : stop - 1]
+        if before and self.word(stop) in PREPOSITIONS and is_participle(head) and head not in self.vocabulary.nouns:
+            return None
         if len(before) > 3 or any(self._cannot_modify(token.lower, at) for at, token in enumerate(before)):
             return None
         if head in DUMMIES:
@@ -338,6 +346,8 @@ class Phrases(ABC):
         """The noun with relative clauses and prepositional phrases, then without."""
         found = []
         for clause, end in self.relative(at, plural):
+            found.append((Nominal(noun.head, noun.adjectives, noun.joined, (clause,), noun.human), end))
+        for clause, end in self.reduced(at):
             found.append((Nominal(noun.head, noun.adjectives, noun.joined, (clause,), noun.human), end))
         if self.word(at) in PREPOSITIONS and self.word(at) not in ("as", "by"):
             for place, end in self.single(at + 1):

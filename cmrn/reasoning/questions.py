@@ -13,7 +13,7 @@ from cmrn.reasoning.sentences import Clauses
 from cmrn.reasoning.syntax import Clause, Denied, Negated, NounPhrase, Relation, Simple, VerbPhrase
 from cmrn.reasoning.vocabulary import Vocabulary
 
-__all__ = ["ANY", "Asked", "ask", "preamble"]
+__all__ = ["ANY", "Asked", "ask", "lead_words", "preamble"]
 
 ANY = "what"
 """The name that stands for what a value question asks for."""
@@ -68,12 +68,18 @@ def preamble(text: str) -> str | None:
     return "truth" if _PREAMBLE.match(low) else None
 
 
+def lead_words(tokens: Sequence[Token]) -> int:
+    """How many words, such as `true or false:`, stand before a statement that is asked about; 0 where none do."""
+    lead = _LEAD.match(" ".join(token.lower for token in tokens) + " ")
+    return len(lead[0].split()) if lead else 0
+
+
 def ask(tokens: Sequence[Token], vocabulary: Vocabulary, marked: bool) -> tuple[Asked | None, int]:
     """The question in the words, and the furthest word read; marked: whether a question mark ends them."""
     text = " ".join(token.lower for token in tokens)
-    lead = _LEAD.match(text + " ")
+    lead = lead_words(tokens)
     if lead:
-        rest = tokens[len(lead[0].split()) :]
+        rest = tokens[lead:]
         parser = Clauses(rest, vocabulary)
         trees = parser.sentence() if rest else []
         return (Asked("truth", tuple(trees)) if trees else None), len(tokens) - len(rest) + parser.far

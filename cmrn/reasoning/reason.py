@@ -10,6 +10,7 @@ from cmrn.errors import DataError
 from cmrn.reasoning.induction import induce
 from cmrn.reasoning.lexicon import CLOSED, PREPOSITIONS, singulars
 from cmrn.reasoning.limits import Limits
+from cmrn.reasoning.loosely import read_loosely
 from cmrn.reasoning.parse import read
 from cmrn.reasoning.proof import Answer
 from cmrn.reasoning.segment import segment, tokenize
@@ -85,7 +86,8 @@ class Reasoned:
                 for one in answer.revisions
             ],
             "not_understood": [
-                {"text": one.text, "start": one.start, "end": one.end, "at": one.at, "hint": one.hint}
+                {"text": one.text, "start": one.start, "end": one.end, "at": one.at, "hint": one.hint,
+                 "sentence": one.sentence}
                 for one in self.reading.not_understood
             ],
             "question": None if self.question is None else self.question.text,
@@ -148,9 +150,37 @@ def examine(
     if sum(map(len, pieces)) > LONGEST:
         raise TooLongError(f"the text is longer than {LONGEST >> 20} MiB", hint="split it")
     readings = read(text, facts=facts, rules=rules, world=world)
+    may = world == "open" and contraposition
+    loose = _loosely(pieces, readings[0], limits) if may and readings[0].not_understood else None
+    if loose is not None and not (readings[0].theory.statements and readings[0].questions):
+        return (loose,)
     _check(readings[0], pieces)
     count = max(1, len(readings[0].questions))
-    return tuple(_answer(readings, number, limits, contraposition) for number in range(count))
+    found = tuple(_answer(readings, number, limits, contraposition) for number in range(count))
+    if may and count == 1 and found[0].answer.answer == "unknown":
+        loose = loose or _loosely(pieces, readings[0], limits)
+        return found if loose is None else (loose,)
+    return found
+
+
+def _loosely(pieces: Sequence[str], reading: Reading, limits: Limits | None) -> Reasoned | None:
+    """The answer of a loose reading, marked as partial with what it takes for granted; None where it has none.
+
+    Where the grammar understood everything, only rules between phrases can tell more than it did.
+    """
+    loose = read_loosely(pieces, reading.not_understood)
+    if loose is None:
+        return None
+    question = loose.questions[0]
+    answer = solve(loose.theory, question, limits)
+    if answer.answer not in ("true", "false") or answer.contradictions:
+        return None
+    cited = {name for step in answer.steps for name in step.premises}
+    bridges = [one.text for one in loose.theory.statements if one.id in cited and one.id.startswith("B")]
+    if not (bridges or reading.not_understood or len(loose.assumptions) > 1):
+        return None
+    assumptions = (*answer.assumptions, *loose.assumptions, *bridges)
+    return Reasoned(question, replace(answer, status="partial", assumptions=assumptions), loose)
 
 
 def _check(reading: Reading, pieces: Sequence[str]) -> None:

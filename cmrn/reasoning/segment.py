@@ -47,10 +47,20 @@ def segment(text: str) -> tuple[Sentence, ...]:
         before = text[start : mark.start()]
         if mark[0] == "." and _ABBREVIATION.search(before) and not _at_end(text, mark.end(), before):
             continue
+        if mark[0] == "\n" and _is_wrapped(before, text[mark.end() :]):
+            continue
         found.append(_sentence(text, start, mark.start(), mark[0].strip()))
         start = mark.end()
     found.append(_sentence(text, start, len(text), ""))
     return tuple(sentence for sentence in found if sentence is not None)
+
+
+def _is_wrapped(before: str, after: str) -> bool:
+    """Whether a line's end is only where prose was broken: the next line goes on in the middle of a sentence."""
+    following = re.match(r" *([^\W\d_])", after)
+    if following is None or not before.strip():
+        return False
+    return before.rstrip().endswith(",") or (before.lstrip()[0].isupper() and following[1].islower())
 
 
 def _at_end(text: str, after: int, before: str) -> bool:

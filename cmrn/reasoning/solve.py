@@ -36,8 +36,12 @@ def solve(theory: Theory, question: Question, limits: Limits | None = None, *, c
         ExplosionError: grounding would pass the limit; names the premise.
         OutOfStepsError, OutOfTimeError: the search met a limit.
         UnstratifiableError: closed world, and something depends on its own absence; lists the cycle.
-        DataError: a question without a formula where it needs one, or a premise that a closed world cannot hold.
+        DataError: a question without a formula where it needs one, a premise that a closed world cannot hold, or a
+            degree that is not a number in [0, 1].
     """
+    for statement in theory.statements:
+        if not 0 <= statement.degree <= 1:
+            raise DataError(f"{statement.id} has the degree {statement.degree}, which is not in [0, 1]")
     clock = Clock(limits or Limits())
     solver = _Solver(theory, clock, contraposition)
     if question.kind == "meta":

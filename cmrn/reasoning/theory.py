@@ -170,13 +170,17 @@ class Question:
 
 @dataclass(frozen=True)
 class NotUnderstood:
-    """A sentence that was not understood: its text and place, the word where reading stopped, and a nearest form."""
+    """A sentence that was not understood: its text and place, the word where reading stopped, and a nearest form.
+
+    sentence: which of the text it is, counted from 1; 0 for a part of one.
+    """
 
     text: str
     start: int
     end: int
     at: str
     hint: str
+    sentence: int = 0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from cmrn.reasoning.lexicon import (
     verb_bases,
     word_set,
 )
+from cmrn.reasoning.loose_words import is_participle, lemma
 from cmrn.reasoning.phrases import Parses, Phrases
 from cmrn.reasoning.syntax import Joined, Kind, Negated, NounPhrase, Property, Relation, VerbPhrase
 from cmrn.reasoning.vocabulary import DUMMIES
@@ -344,6 +345,15 @@ class VerbPhrases(Phrases):
     def object(self, at: int) -> Parses[NounPhrase]:
         """A noun phrase where a verb takes one; a bare word there names what it says."""
         return self.noun_phrase(at)
+
+    def reduced(self, at: int) -> Parses[VerbPhrase]:
+        """What a participle behind a noun says of it: `born in Germany`, `living in Paris`, `owned by Bob`."""
+        word = self.word(at)
+        if not is_participle(word) or not self.is_open(at) or self.word(at + 1) not in PREPOSITIONS:
+            return []
+        if word.endswith("ing"):
+            return [(p, end) for p, end in self._tail(at + 1, lemma(word), third_person) if isinstance(p, Relation)]
+        return [(phrase, end) for phrase, end in self._adjectival(at) if isinstance(phrase, Relation)]
 
     def transitive(self, at: int, plural: bool | None) -> Parses[Callable[[NounPhrase], VerbPhrase]]:
         """`likes` in `who Bob likes`."""

@@ -104,3 +104,15 @@ def test_bench_reports_coverage_and_precision_apart(capsys: pytest.CaptureFixtur
     assert "own, chain: right" in names
     assert "own, chain: answered" in names
     assert all(row["value"] == 100 for row in rows if row["name"].startswith("own") and row["unit"] == "%")
+
+
+def test_bench_compares_random_theories_in_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "reason", "--theories", "6", "--first", "40", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["value"], row["detail"]["theories"], row["detail"]["first"]) == (100.0, 6, 40)
+
+
+def test_bench_refuses_a_case_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["bench", "reason", "--case", "folly"]) == 2
+    assert "questions, speed, rules, depth, clutrr" in capsys.readouterr().err
+    assert run(["bench", "reason", "--case", "clutrr", "--data-root", str(tmp_path)]) == 2

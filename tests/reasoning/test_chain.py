@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import pytest
 import torch
@@ -53,6 +54,34 @@ def test_reasons_come_before_what_they_support(rules: Rules, facts: set[int]) ->
         body, head = rules[int(done.rules_LB[literal, 0])]
         assert head == literal
         assert all(done.steps_LB[premise, 0] < done.steps_LB[literal, 0] for premise in body)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["proof", "train"]))
+def test_reasons_of_degrees_give_the_value_and_end_at_the_evidence(seed: int, mode: Literal["proof", "train"]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    premises_RK = torch.randint(0, 12, (40, 2), generator=generator)
+    heads_R = torch.randint(0, 12, (40,), generator=generator)
+    weights_R = torch.randint(1, 5, (40,), generator=generator) / 4
+    evidence_LB = torch.randint(0, 5, (12, 3), generator=generator) / 4
+    done = chain(Program(premises_RK, heads_R, weights_R, 12), evidence_LB, mode=mode, reasons=True)
+    assert done.rules_LB is not None
+    values = done.values_LB.tolist()
+    for column in range(3):
+        known = {literal for literal in range(12) if values[literal][column] == evidence_LB[literal, column]}
+        assert all((int(done.rules_LB[literal, column]) < 0) == (literal in known) for literal in range(12))
+        while len(known) < 12:
+            size = len(known)
+            for literal in set(range(12)) - known:
+                rule = int(done.rules_LB[literal, column])
+                body = [values[premise][column] for premise in premises_RK[rule].tolist()]
+                given_value = min(body) if mode == "proof" else body[0] * body[1]
+                weight = float(weights_R[rule])
+                expected = min(given_value, weight) if mode == "proof" else given_value * weight
+                assert values[literal][column] == expected
+                assert heads_R[rule] == literal
+                if known.issuperset(premises_RK[rule].tolist()):
+                    known.add(literal)
+            assert len(known) > size
 
 
 def test_least_and_greatest_do_not_decay_and_products_do() -> None:

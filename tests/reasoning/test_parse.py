@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from cmrn.bench.theories import problems
 from cmrn.reasoning.parse import MOST_READINGS, read
+from cmrn.reasoning.segment import segment
 from cmrn.reasoning.theory import Statement
 from cmrn.reasoning.verbalise import say
 from tests.reasoning.english import lost, said
@@ -220,3 +221,29 @@ def test_no_sentence_of_common_words_is_dropped(words: list[str]) -> None:
     for at, character in enumerate(text):
         if character.isalpha():
             assert any(start <= at < end for start, end in covered), (text, at)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Every person born in Germany is German.", "for all x, if x is born in Germany then x is german"),
+        ("Every dog owned by Bob is happy.", "for all x, if x is a dog and x is owned by Bob then x is happy"),
+        ("Every man living in Paris is happy.", "for all x, if x is a man and x lives in Paris then x is happy"),
+    ],
+)
+def test_a_participle_behind_a_noun_is_no_part_of_its_name(text: str, expected: str) -> None:
+    assert said(text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("All birds can\nfly. Tweety is\na bird.", 2),
+        ("If all birds can fly, \nwhat can we conclude?", 1),
+        ("socrates is a man\nall men are mortal", 2),
+        ("Tom is kind\n\nBob is red", 2),
+        ("Tom is kind\nBob is red", 2),
+    ],
+)
+def test_a_line_that_breaks_a_sentence_does_not_end_it(text: str, sentences: int) -> None:
+    assert len(segment(text)) == sentences

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmrn.bench.random_theories import Maker, X, Y, ask, literal
 from cmrn.reasoning.closed import Closed
 from cmrn.reasoning.proof import ProofError, Step, check, entails
 from cmrn.reasoning.solve import given as given_of
 from cmrn.reasoning.solve import solve, verify
 from cmrn.reasoning.theory import And, Constant, Exists, ForAll, Formula, Iff, Implies, Literal, Not, Or, Xor
-from tests.reasoning.random_theories import Maker, X, Y, ask, literal
 
 ANN, BOB = Constant("ann"), Constant("bob")
 A, B = literal("a", ANN), literal("b", ANN)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cmrn.bench.random_theories import X, Y, literal
 from cmrn.reasoning.conflict import find_conflicts, minimise
 from cmrn.reasoning.ground import Clause, Source, ground
 from cmrn.reasoning.limits import Clock, Limits, OutOfStepsError
 from cmrn.reasoning.search import Search
 from cmrn.reasoning.strata import components, possible_rules, stratify
 from cmrn.reasoning.theory import Constant, ForAll, Formula, Implies, Literal, Or
-from tests.reasoning.random_theories import X, Y, literal
 
 SIZE = 7
 

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from cmrn.bench.random_theories import X, Y, ask, literal, statement, theory
 from cmrn.errors import DataError
 from cmrn.reasoning.limits import ExplosionError, Limits, OutOfTimeError, UnstratifiableError
 from cmrn.reasoning.proof import Answer
@@ -27,8 +28,8 @@ from cmrn.reasoning.theory import (
     Variable,
     Xor,
 )
-from tests.reasoning.random_theories import X, Y, ask, literal, statement, theory
 
+Z = Variable("z")
 ANN, BOB, TWEETY, PINGU = map(Constant, ("ann", "bob", "Tweety", "Pingu"))
 
 
@@ -151,6 +152,13 @@ def test_absence_counts_under_a_closed_world_only() -> None:
     assert answer_of(theory([*premises, literal("odd", PINGU)]), literal("can fly", TWEETY)).answer == "unknown"
 
 
+def test_nobody_else_exists_in_a_closed_world() -> None:
+    someone_absent = ForAll((X, Y), Implies(says("wumpus", False), literal("zumpus", Y, positive=False)))
+    chased = ForAll((X, Y), Implies(And((says("yumpus"), literal("chases", Y, X))), literal("zumpus", Y)))
+    premises = [chased, literal("zumpus", BOB), literal("wumpus", ANN), literal("wumpus", BOB), someone_absent]
+    assert answer_of(theory(premises, "closed"), literal("zumpus", BOB)).answer == "true"
+
+
 def test_a_cycle_through_absence_is_named() -> None:
     known = theory([rule(says("a", False), says("b")), rule(says("b"), says("a")), literal("c", ANN)], "closed")
     with pytest.raises(UnstratifiableError, match="ann is not an a → ann is a b → ann is an a") as caught:
@@ -212,6 +220,10 @@ def test_an_explosion_is_named_before_it_happens() -> None:
     known = theory([*names, ForAll(variables, Implies(body, literal("r", variables[0], variables[3])))])
     with pytest.raises(ExplosionError, match=r"P61: would become 13,845,841 ground rules"):
         solve(known, ask(names[0]))
+    liked: Formula = ForAll((Y,), Implies(ForAll((Z,), literal("r", Z, Y)), literal("r", X, Y)))
+    nested = ForAll((X,), Implies(liked, ForAll((Y,), Implies(liked, Exists((Z,), literal("r", Y, Z))))))
+    with pytest.raises(ExplosionError, match="P61: would become"):
+        solve(theory([*names, nested]), ask(names[0]))
     with pytest.raises(OutOfTimeError, match="within 0 seconds"):
         solve(theory(names * 40), ask(names[0]), Limits(seconds=0))
 

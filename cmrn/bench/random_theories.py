@@ -26,25 +26,31 @@ from cmrn.reasoning.theory import (
     Xor,
 )
 
+__all__ = ["Maker", "ask", "literal", "statement", "theory"]
+
 X, Y = Variable("x"), Variable("y")
 NAMES = (Constant("ann"), Constant("bob"), Constant("cy"))
 KINDS = ("wumpus", "yumpus", "zumpus", "tumpus", "rompus")
 
 
 def literal(kind: str, *terms: Term, positive: bool = True) -> Literal:
+    """A literal of these terms."""
     return Literal(Atom(kind, terms), positive)
 
 
 def statement(number: int, formula: Formula, text: str = "") -> Statement:
+    """The premise of that number."""
     kind = "rule" if isinstance(formula, ForAll | Implies) else "fact"
     return Statement(f"P{number}", formula, text or f"premise {number}", 0, 0, kind)  # type: ignore[arg-type]
 
 
 def theory(formulas: Sequence[Formula], world: World = "open") -> Theory:
+    """The formulas as premises, numbered from P1 on."""
     return Theory(tuple(statement(number, formula) for number, formula in enumerate(formulas, 1)), world)
 
 
 def ask(formula: Formula) -> Question:
+    """Whether the formula holds."""
     return Question("truth", "?", 0, 1, formula)
 
 
@@ -58,6 +64,7 @@ class Maker:
         self.relation = relation
 
     def literal(self, terms: Sequence[Term], negative: float = 0.3) -> Literal:
+        """A literal about some of the terms."""
         positive = self.random.random() >= negative
         if self.relation and self.random.random() < 0.25:
             pair = (self.random.choice(terms), self.random.choice(terms))
@@ -103,6 +110,7 @@ class Maker:
         return ForAll((X,), self.formula((X,), 1))
 
     def open_theory(self, premises: int) -> Theory:
+        """Premises of every kind, for an open world."""
         return theory([self.premise() for _ in range(premises)])
 
     def closed_theory(self, premises: int) -> Theory:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Any
 
-import clingo
-import z3
-
+from cmrn.errors import MissingExtraError
 from cmrn.reasoning.theory import (
     And,
     Constant,
@@ -26,16 +25,30 @@ from cmrn.reasoning.theory import (
     Xor,
 )
 
-THING = z3.DeclareSort("Thing")
+__all__ = ["classical_answer", "closed_models", "require", "satisfiable", "to_clingo", "to_z3"]
+
+
+def require(name: str) -> Any:
+    """A solver's module.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(f"{name} is not installed", where=name, hint="pip install 'cmrn[verify]'") from error
 
 
 def to_z3(formula: Formula, names: dict[Variable | Constant, Any] | None = None) -> Any:
     """The formula over an uninterpreted sort, quantifiers as z3's own."""
+    z3 = require("z3")
+    thing = z3.DeclareSort("Thing")
     names = names or {}
     match formula:
         case Literal(atom, positive):
-            terms = [names[t] if t in names else z3.Const(f"c_{t.name}", THING) for t in atom.arguments]
-            value = z3.Function(atom.predicate, *[THING] * len(terms), z3.BoolSort())(*terms)
+            terms = [names[t] if t in names else z3.Const(f"c_{t.name}", thing) for t in atom.arguments]
+            value = z3.Function(atom.predicate, *[thing] * len(terms), z3.BoolSort())(*terms)
             return value if positive else z3.Not(value)
         case And(parts):
             return z3.And([to_z3(part, names) for part in parts])
@@ -53,13 +66,17 @@ def to_z3(formula: Formula, names: dict[Variable | Constant, Any] | None = None)
         case Iff(left, right):
             return to_z3(left, names) == to_z3(right, names)
         case ForAll(variables, part) | Exists(variables, part):
-            bound = {variable: z3.Const(f"v_{variable.name}", THING) for variable in variables}
+            bound: dict[Variable | Constant, Any] = {
+                variable: z3.Const(f"v_{variable.name}", thing) for variable in variables
+            }
             quantifier = z3.ForAll if isinstance(formula, ForAll) else z3.Exists
-            return quantifier(list(bound.values()), to_z3(part, {**names, **bound}))
+            return quantifier(list(bound.values()), to_z3(part, names | bound))
     raise AssertionError(formula)
 
 
 def satisfiable(formulas: Iterable[Formula]) -> bool:
+    """Whether the formulas can all hold, by z3."""
+    z3 = require("z3")
     solver = z3.Solver()
     solver.set("timeout", 5000)
     solver.add([to_z3(formula) for formula in formulas])
@@ -100,11 +117,12 @@ def to_clingo(statements: Iterable[Statement], names: Iterable[Constant]) -> str
         if isinstance(formula, ForAll):
             assert isinstance(formula.part, Implies)
             body, head = formula.part.body, formula.part.head
-            assert isinstance(body, And)
+            conditions = body.parts if isinstance(body, And) else (body,)
             assert isinstance(head, Literal)
-            parts = [said(part) for part in body.parts if isinstance(part, Literal)]
-            things = [f"thing({variable.name.upper()})" for variable in formula.variables]
-            lines.append(f"{said(head)} :- {', '.join(parts + things)}.")
+            parts = [said(part) for part in conditions if isinstance(part, Literal)]
+            assert len(parts) == len(conditions)
+            parts += [f"thing({variable.name.upper()})" for variable in formula.variables]
+            lines.append(f"{said(head)} :- {', '.join(parts)}.")
         else:
             assert isinstance(formula, Literal)
             lines.append(f"{said(formula)}.")
@@ -118,6 +136,7 @@ def to_clingo(statements: Iterable[Statement], names: Iterable[Constant]) -> str
 
 def closed_models(theory: Theory, names: Iterable[Constant]) -> list[set[str]]:
     """The answer sets, at most two, as sets of atoms such as `n_wumpus(ann)`."""
+    clingo = require("clingo")
     control = clingo.Control(["--models=2", "--warn=none"])
     control.add("base", [], to_clingo(theory.statements, names))
     control.ground([("base", [])])
