@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,7 @@ SIZES = (_Size(1_000_000, 64, 0.35), _Size(1_000_000, 1024, 3.0), _Size(10_000_0
 
 
 def gpu_search(options: StoreOptions, progress: Progress) -> Findings:
-    """The 32 nearest of each query, exactly; what differs from float32 scores of all rows may be 1e-6 apart in score."""
+    """The 32 nearest of each query, exactly: scores may differ by 1e-6 from the largest of all."""
     found = Findings()
     if not (options.device or "cuda").startswith("cuda") or not torch.cuda.is_available():
         found.notes.append("no CUDA device")
@@ -52,7 +53,7 @@ def gpu_search(options: StoreOptions, progress: Progress) -> Findings:
 
 def _measure(found: Findings, size: _Size, search: ExactSearch, queries_QD: Tensor) -> None:
     narrow_QD = queries_QD.half()
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "ours": lambda: search(queries_QD, K),
         "matmul + topk": lambda: (narrow_QD @ search.rows.narrow_ND.T).topk(K),
     }

@@ -8,58 +8,65 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PEERS", "Peer"]
+__all__ = ["PEERS", "Peer", "Search", "installed"]
 
-Floats = NDArray[np.float32]
+Floats: TypeAlias = NDArray[np.float32]
+Search: TypeAlias = Callable[[Floats, int], Sequence[int]]
 EFFORTS = (50, 100, 200, 300, 400, 600, 800, 1200, 1600, 2400)
 
 
-class Peer(Protocol):
-    """A built index; the number of a vector is its row."""
+class Peer(ABC):
+    """A built index; the number of a vector is its row. Made of vectors, an empty folder, and threads to build with.
+
+    package: what it needs installed. efforts: settings of a search, rising. stores_text: whether it keeps texts, too.
+    """
 
     name: ClassVar[str]
     package: ClassVar[str]
-    efforts: ClassVar[Sequence[Any]]
-    stores_text: ClassVar[bool]
+    efforts: ClassVar[Sequence[Any]] = EFFORTS
+    stores_text: ClassVar[bool] = True
 
+    @abstractmethod
     def __init__(self, vectors_ND: Floats, folder: Path, threads: int) -> None: ...
 
-    def searcher(self, effort: Any) -> Callable[[Floats, int], Sequence[int]]:
+    @abstractmethod
+    def searcher(self, effort: Any) -> Search:
         """Finds the numbers of the k nearest of one query."""
-        ...
 
 
-class Hnswlib:
+class Hnswlib(Peer):
     """hnswlib with M = 16 and ef_construction = 200, its defaults."""
 
-    name, package, efforts, stores_text = "hnswlib", "hnswlib", EFFORTS, False
+    name, package, stores_text = "hnswlib", "hnswlib", False
 
     def __init__(self, vectors_ND: Floats, folder: Path, threads: int) -> None:
-        import hnswlib
+        hnswlib: Any = import_module("hnswlib")
 
         self.index = hnswlib.Index("ip", vectors_ND.shape[1])
         self.index.init_index(len(vectors_ND), M=16, ef_construction=200, random_seed=1)
         self.index.add_items(vectors_ND, num_threads=threads)
         self.index.set_num_threads(1)
 
-    def searcher(self, effort: int) -> Callable[[Floats, int], Sequence[int]]:
+    def searcher(self, effort: int) -> Search:
         """See `Peer`."""
         self.index.set_ef(effort)
-        return lambda q_D, k: self.index.knn_query(q_D, k)[0][0].tolist()  # type: ignore[no-any-return]
+        return lambda q_D, k: list(self.index.knn_query(q_D, k)[0][0])
 
 
-class FaissHnsw:
+class FaissHnsw(Peer):
     """FAISS's HNSW32 over float32, ef_construction = 40, its defaults."""
 
-    name, package, efforts, stores_text = "FAISS HNSW", "faiss", EFFORTS, False
+    name, package, stores_text = "FAISS HNSW", "faiss", False
 
     def __init__(self, vectors_ND: Floats, folder: Path, threads: int) -> None:
         import faiss
@@ -69,22 +76,22 @@ class FaissHnsw:
         self.index.add(vectors_ND)
         faiss.omp_set_num_threads(1)
 
-    def searcher(self, effort: int) -> Callable[[Floats, int], Sequence[int]]:
+    def searcher(self, effort: int) -> Search:
         """See `Peer`."""
         self.index.hnsw.efSearch = effort
-        return lambda q_D, k: self.index.search(q_D[None], k)[1][0].tolist()  # type: ignore[no-any-return]
+        return lambda q_D, k: list(self.index.search(q_D[None], k)[1][0])
 
 
-class LanceDb:
+class LanceDb(Peer):
     """LanceDB with IVF-PQ, four numbers a part, its list of nearest refined by the stored vectors."""
 
-    name, package, stores_text = "LanceDB", "lancedb", True
+    name, package = "LanceDB", "lancedb"
     efforts = ((20, 10), (50, 10), (100, 10), (100, 20), (200, 20), (300, 30), (500, 30), (1000, 40))
 
     def __init__(self, vectors_ND: Floats, folder: Path, threads: int) -> None:
         os.environ.setdefault("LANCE_CPU_THREADS", str(threads))
-        import lancedb
-        import pyarrow
+        lancedb: Any = import_module("lancedb")
+        pyarrow: Any = import_module("pyarrow")
 
         count, width = vectors_ND.shape
         schema = pyarrow.schema(
@@ -104,24 +111,24 @@ class LanceDb:
             vector_column_name="vector",
         )
 
-    def searcher(self, effort: tuple[int, int]) -> Callable[[Floats, int], Sequence[int]]:
+    def searcher(self, effort: tuple[int, int]) -> Search:
         """See `Peer`."""
         probes, refine = effort
 
         def search(q_D: Floats, k: int) -> Sequence[int]:
             found = self.table.search(q_D).distance_type("dot").nprobes(probes).refine_factor(refine).limit(k)
-            return found.to_arrow()["id"].to_pylist()  # type: ignore[no-any-return]
+            return list(found.to_arrow()["id"].to_pylist())
 
         return search
 
 
-class Chroma:
+class Chroma(Peer):
     """Chroma, persistent, with its own HNSW of 16 links and 100 for construction, its defaults."""
 
-    name, package, efforts, stores_text = "Chroma", "chromadb", EFFORTS, True
+    name, package = "Chroma", "chromadb"
 
     def __init__(self, vectors_ND: Floats, folder: Path, threads: int) -> None:
-        import chromadb
+        chromadb: Any = import_module("chromadb")
 
         self.folder = folder
         self.settings = chromadb.Settings(anonymized_telemetry=False)
@@ -134,14 +141,13 @@ class Chroma:
             names = [str(n) for n in range(start, start + len(part))]
             self.collection.add(ids=names, embeddings=part, documents=[f"text {name}" for name in names])
 
-    def searcher(self, effort: int) -> Callable[[Floats, int], Sequence[int]]:
+    def searcher(self, effort: int) -> Search:
         """See `Peer`."""
-        import chromadb
-        from chromadb.api.client import SharedSystemClient
+        chromadb: Any = import_module("chromadb")
 
         self.collection.modify(configuration={"hnsw": {"ef_search": effort, "num_threads": 1}})
         # An index in memory keeps the effort that it was loaded with.
-        SharedSystemClient.clear_system_cache()
+        import_module("chromadb.api.client").SharedSystemClient.clear_system_cache()
         client = chromadb.PersistentClient(str(self.folder), self.settings)
         self.collection = client.get_collection("vectors", embedding_function=None)
 
@@ -152,23 +158,23 @@ class Chroma:
         return search
 
 
-class MilvusLite:
+class MilvusLite(Peer):
     """Milvus Lite with IVF_FLAT of as many lists as Milvus's manual gives, four times the square root."""
 
-    name, package, stores_text = "Milvus Lite", "milvus_lite", True
+    name, package = "Milvus Lite", "milvus_lite"
     efforts = (16, 64, 128, 256, 512, 1024, 2048)
 
     def __init__(self, vectors_ND: Floats, folder: Path, threads: int) -> None:
         logging.getLogger("pymilvus").setLevel(logging.ERROR)
-        from pymilvus import DataType, MilvusClient
+        pymilvus: Any = import_module("pymilvus")
 
         folder.mkdir(parents=True, exist_ok=True)
         count, width = vectors_ND.shape
-        self.client = MilvusClient(str(folder / "milvus.db"))
+        self.client = pymilvus.MilvusClient(str(folder / "milvus.db"))
         schema = self.client.create_schema(auto_id=False)
-        schema.add_field("id", DataType.INT64, is_primary=True)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
-        schema.add_field("text", DataType.VARCHAR, max_length=64)
+        schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
+        schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=width)
+        schema.add_field("text", pymilvus.DataType.VARCHAR, max_length=64)
         index = self.client.prepare_index_params()
         lists = {"nlist": max(16, int(4 * count**0.5))}
         index.add_index("vector", index_type="IVF_FLAT", metric_type="IP", params=lists)
@@ -181,7 +187,7 @@ class MilvusLite:
         self.client.create_index("vectors", index)
         self.client.load_collection("vectors")
 
-    def searcher(self, effort: int) -> Callable[[Floats, int], Sequence[int]]:
+    def searcher(self, effort: int) -> Search:
         """See `Peer`."""
         parameters = {"metric_type": "IP", "params": {"nprobe": effort}}
 

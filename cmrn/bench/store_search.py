@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cmrn.bench.report import Progress, Row
 from cmrn.bench.store_case import Findings, StoreOptions
-from cmrn.bench.store_peers import PEERS, installed
+from cmrn.bench.store_peers import PEERS, Peer, Search, installed
 from cmrn.errors import UsageError
 from cmrn.memory.entry import Fingerprint, NewRecord
 from cmrn.memory.index import VectorIndex
@@ -28,9 +28,9 @@ from cmrn.memory.store import MemoryStore
 __all__ = ["ingest", "mixtures", "search"]
 
 COUNT = 1_000_000
-NOISE = 1.8
-"""Length of the noise beside a mixture of length 1: a question's tenth neighbour among a million is then as near as
-among the real vectors."""
+NOISE, NOISE_A_TENTH = 1.8, 0.8
+"""Length of the noise beside a mixture of length 1, and how much less it is among a tenth as many: a question's tenth
+neighbour is then about as near as among the real vectors."""
 
 BATCH = 10_000
 QUERIES = 500
@@ -43,7 +43,6 @@ MOST_OPEN_SECONDS = 5.0
 LEAST_AGAINST_STORES = 5.0
 
 Floats = NDArray[np.float32]
-Search = Callable[[Floats, int], Sequence[int]]
 
 
 def ingest(options: StoreOptions, progress: Progress) -> Findings:
@@ -118,12 +117,13 @@ def mixtures(real_ND: Floats, count: int, seed: int) -> Floats:
     """Mixtures of two of the real vectors each, with noise, of norm 1."""
     draw = np.random.default_rng(seed)
     width = real_ND.shape[1]
+    length = max(0.3, NOISE + NOISE_A_TENTH * np.log10(count / COUNT))
     vectors_ND = np.empty((count, width), np.float32)
     for start in range(0, count, 50_000):
         size = min(50_000, count - start)
         pair, share = draw.integers(0, len(real_ND), (2, size)), draw.random((size, 1), np.float32)
         mixed = _unit(share * real_ND[pair[0]] + (1 - share) * real_ND[pair[1]])
-        noise = draw.standard_normal((size, width), np.float32) * np.float32(NOISE / width**0.5)
+        noise = draw.standard_normal((size, width), np.float32) * np.float32(length / width**0.5)
         vectors_ND[start : start + size] = _unit(mixed + noise)
     return vectors_ND
 
@@ -145,7 +145,7 @@ def _build(found: Findings, store: MemoryStore, vectors_ND: Floats, queries_QD: 
     found.rows.append(Row("on disk", stats.bytes / 2**20, "MiB"))
 
 
-def _enough(built: Any, queries_QD: Floats, truth_QK: NDArray[np.int64]) -> tuple[Search, Any]:
+def _enough(built: Peer, queries_QD: Floats, truth_QK: NDArray[np.int64]) -> tuple[Search, Any]:
     """The search at the least effort that finds enough, and that effort."""
     for effort in built.efforts:
         attempt: Search = built.searcher(effort)

@@ -11,16 +11,28 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from cmrn.memory.attention import MemoryAttention
     from cmrn.memory.entry import NewRecord, Record
+    from cmrn.memory.index import VectorIndex
+    from cmrn.memory.persistent import PersistentMemory
     from cmrn.memory.populate import load_knowledge_base
     from cmrn.memory.store import MemoryStore
 
-__all__ = ["MemoryAttention", "MemoryStore", "NewRecord", "Record", "load_knowledge_base"]
+__all__ = [
+    "MemoryAttention",
+    "MemoryStore",
+    "NewRecord",
+    "PersistentMemory",
+    "Record",
+    "VectorIndex",
+    "load_knowledge_base",
+]
 
 _HOMES: Final = {
     "MemoryAttention": "cmrn.memory.attention",
     "MemoryStore": "cmrn.memory.store",
     "NewRecord": "cmrn.memory.entry",
+    "PersistentMemory": "cmrn.memory.persistent",
     "Record": "cmrn.memory.entry",
+    "VectorIndex": "cmrn.memory.index",
     "load_knowledge_base": "cmrn.memory.populate",
 }
 

@@ -26,7 +26,7 @@ CHUNK = 16_384
 """Vectors taken at once while building: how long another thread may have to wait."""
 
 SCORED = 200
-"""Candidates whose vectors are read, at least: the codes' order is rough."""
+"""Places whose vectors are read, at least: the codes' order is rough."""
 
 PROBED = 0.11
 """Part of the cells that a search among a million looks into; among fewer a larger one.
@@ -66,19 +66,41 @@ class Cells:
         self.ivf.add_with_ids(np.ascontiguousarray(vectors_ND), places_N)
 
     def search(self, queries_QD: Floats, count: int, exact: Any) -> NDArray[np.int64]:
-        """About `count` places a query, best first by `exact`, FAISS's index of all vectors; -1 stands for none."""
+        """About `count` places a query, those of largest inner product among more that the codes name; -1 is none.
+
+        exact: FAISS's flat index of all vectors.
+        """
         import faiss
 
+        queries = len(queries_QD)
+        cells_QP, centred_QP = self._nearest_cells(queries_QD)
+        self.ivf.nprobe = cells_QP.shape[1]
+        scored = max(SCORED, 2 * count)
+        places_QS: NDArray[np.int64] = self.ivf.search_preassigned(queries_QD, scored, cells_QP, centred_QP)[1]
+        known_QS = np.maximum(places_QS, 0)
+        scores_QS = np.empty(known_QS.shape, np.float32)
+        pointers = [faiss.swig_ptr(array) for array in (queries_QD, scores_QS, known_QS)]
+        exact.compute_distance_subset(queries, pointers[0], scored, *pointers[1:])
+        scores_QS[places_QS < 0] = -np.inf
+        best_QC = np.argpartition(-scores_QS, count - 1, axis=1)[:, :count]
+        return np.take_along_axis(places_QS, best_QC, 1)
+
+    def _nearest_cells(self, queries_QD: Floats) -> tuple[NDArray[np.int64], Floats]:
+        """The cells to look into, (Q,P), and the queries' inner products with their centroids."""
         part = min(MOST_PROBED, PROBED * (1e6 / max(1, self.count)) ** 0.6)
-        probes = max(1, round(part * self.ivf.nlist))
-        base = faiss.SearchParametersIVF(nprobe=probes)
-        factor = max(2.0, SCORED / count)
-        parameters = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
-        # Made of two empty ones, as FAISS wants both to hold as many, and a place that was added twice is two codes.
-        refined = faiss.IndexRefine(faiss.IndexFlatIP(exact.d), faiss.IndexFlatIP(exact.d))
-        refined.base_index, refined.refine_index, refined.ntotal = self.ivf, exact, exact.ntotal
-        found: NDArray[np.int64] = refined.search(queries_QD, count, params=parameters)[1]
-        return found
+        probes = max(1, round(part * self.cells))
+        scores_QC = queries_QD @ self.centroids_CD.T
+        nearest_QP = np.argpartition(-scores_QC, probes - 1, axis=1)[:, :probes]
+        return nearest_QP, np.take_along_axis(scores_QC, nearest_QP, 1)
+
+    @property
+    def centroids_CD(self) -> Floats:
+        """The centroids; not copied."""
+        import faiss
+
+        quantizer = faiss.downcast_index(self.ivf.quantizer)
+        centroids_CD: Floats = faiss.rev_swig_ptr(quantizer.get_xb(), self.cells * self.ivf.d).reshape(self.cells, -1)
+        return centroids_CD
 
     def to_bytes(self) -> NDArray[np.uint8]:
         """For `load_cells`."""

@@ -112,8 +112,9 @@ def filesystem_of(folder: Path, mounts: str | None = None) -> str:
 
 def make_ready(folder: Path) -> None:
     """Remove what killed writers left and set the reserve aside; only for the process that holds the lock."""
-    remove_strays(folder)
-    remove_strays(folder / INDEX)
+    with storage_errors(folder):
+        remove_strays(folder)
+        remove_strays(folder / INDEX)
     reserve = folder / RESERVE
     if reserve.is_file() and reserve.stat().st_size == RESERVE_BYTES:
         return

@@ -149,10 +149,10 @@ class VectorIndex:
         """Take in what was committed to the store since; `search` and `nearest` do so themselves."""
         with self._mirror.lock:
             self._mirror.refresh()
-            if self._build != "never" and self._mirror.due():
+            if self._mirror.due() and self._build == "now":
+                self._mirror.build()
+            elif self._mirror.due() and self._build == "aside":
                 self._mirror.build_aside()
-        if self._build == "now":
-            self.wait()
 
     def wait(self) -> None:
         """Until cells that are being built are ready."""
@@ -222,9 +222,9 @@ class VectorIndex:
         return [self._best(q_D, places_C, k, allowed_N) for q_D, places_C in zip(queries_QD, places_QC, strict=True)]
 
     def _best(self, q_D: Floats, places_C: Places, k: int, allowed_N: NDArray[np.bool_]) -> Found:
-        """The k best of candidates that come best first, scored by one formula, an older record first at equal ones."""
-        places = places_C[places_C >= 0]
-        places = np.unique(places[allowed_N[places]][: 2 * (k + SPARE)])
+        """The k best of some candidates, scored by one formula, an older record first at equal scores."""
+        places = np.unique(places_C[places_C >= 0])
+        places = places[allowed_N[places]]
         table = self._mirror.table
         scores = (table.view()[places].astype(np.float64) @ q_D.astype(np.float64)).astype(np.float32)
         records = table.records[places]

@@ -103,6 +103,7 @@ class Mirror:
                     late = late[table.live[late]]
                     cells.add(table.view()[late], late)
                     self.cells = cells
+                    self._unsaved += 1
         finally:
             self._edited = None
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrn.errors import CheckpointError
-from cmrn.files import read_json, remove_strays, write_file
+from cmrn.files import read_json, remove_strays, storage_errors, write_file
 from cmrn.memory.cells import Cells, load_cells
 from cmrn.memory.entry import Fingerprint
 from cmrn.memory.info import METRIC
@@ -66,10 +66,11 @@ def save_snapshot(folder: Path, snapshot: Snapshot, uuid: str, fingerprint: Fing
         "places": table.places, "cells": len(cells), "namespaces": table.names,
     }  # fmt: skip
     write_file(folder / CURRENT, json.dumps({**about, "check": _check(about)}, indent=1).encode())
-    for path in folder.iterdir():
-        if NAME.fullmatch(path.name) and path.name != name:
-            path.unlink(missing_ok=True)
-    remove_strays(folder)
+    with storage_errors(folder):
+        for path in folder.iterdir():
+            if NAME.fullmatch(path.name) and path.name != name:
+                path.unlink(missing_ok=True)
+        remove_strays(folder)
 
 
 def load_snapshot(folder: Path, uuid: str, fingerprint: Fingerprint) -> Snapshot | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +165,22 @@ def test_it_can_be_searched_while_cells_are_built(store: MemoryStore, monkeypatc
         assert index.kind == "cells"
         for query in (*late, -late[0], unit(1)[0]):
             assert plain(index.search(query, 5)[0]) == definition(store, query, 5)
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_a_search_builds_the_cells_itself_where_it_is_to(store: MemoryStore, folder: Path) -> None:
+    index = VectorIndex.open(store, build="now")
+    index.snapshot()
+    store.add(entries(unit(500)))
+    threading.Thread(target=index.search, args=(unit(1), 3), daemon=True).start()
+    end = time.monotonic() + 20
+    while index.kind != "cells" and time.monotonic() < end:
+        time.sleep(0.01)
+    assert index.kind == "cells"
+    index.close()
+    loaded = snapshot.load_snapshot(folder / "index", store.uuid, store.fingerprint)
+    assert loaded is not None
+    assert loaded.cells is not None
 
 
 @pytest.mark.usefixtures("small_cells")
@@ -327,3 +346,17 @@ def test_searching_while_adding_finds_only_what_is_stored(store: MemoryStore, fo
         thread.join()
     assert not failures
     assert index.search(vectors[599], 1)[0][0].record.record == 600
+
+
+def test_a_record_damaged_since_is_left_out(store: MemoryStore, folder: Path) -> None:
+    vectors = unit(30)
+    store.add(entries(vectors))
+    warned: list[str] = []
+    with MemoryStore.open(folder, warn=warned.append) as reader, VectorIndex.open(reader) as index:
+        assert index.search(vectors[4], 1)[0][0].record.record == 5
+        with closing(sqlite3.connect(folder / "memory.db")) as connection, connection:
+            connection.execute("UPDATE rec SET text = 'another' WHERE record = 5")
+        [hits] = index.search(vectors[4], 30)
+        assert len(hits) == 29
+        assert 5 not in {hit.record.record for hit in hits}
+        assert len(warned) == 1
