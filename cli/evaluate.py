@@ -14,8 +14,10 @@ from cmrn_cli.output import write_json
 if TYPE_CHECKING:
     from cmrn.config import TrainingConfig
     from cmrn.data.documents import Document
+    from cmrn.model import CMRN
+    from cmrn.training.metrics import Evaluation
 
-__all__ = ["EXAMPLES", "evaluate"]
+__all__ = ["EXAMPLES", "evaluate", "measure_text", "text_to_read"]
 
 EXAMPLES = (
     "cmrn eval",
@@ -35,10 +37,37 @@ def evaluate(
 ) -> None:
     """Measure bits per byte and routing purity on held-out text, by domain."""
     network, place = load_model(model)
-    named = [*(data or ()), *(files or ())]
-    documents, training = _read_files(named) if named else _held_out(Path(place))
+    documents, training = text_to_read([*(data or ()), *(files or ())], place)
     notice(settings, f"reading {len(documents)} documents with {place}")
+    result = measure_text(network, documents, training)
+    if settings.json:
+        write_json(
+            {
+                "bits_per_byte": dict(result.bits_per_byte),
+                "tokens": result.tokens,
+                "routing_purity": dict(result.routing_purity),
+            }
+        )
+    elif settings.quiet:
+        write_line(f"{result.bits_per_byte['mean']:.4f}")
+    else:
+        from cmrn_cli.figures import domain_table
 
+        console(settings).print(domain_table(result.bits_per_byte, result.routing_purity))
+        notice(settings, f"{result.tokens:,} tokens scored")
+
+
+def text_to_read(named: list[str], place: str) -> tuple[tuple[Document, ...], TrainingConfig]:
+    """The documents of the files named, else what the run of the model in `place` held out; and how to read them."""
+    return _read_files(named) if named else _held_out(Path(place))
+
+
+def measure_text(network: CMRN, documents: tuple[Document, ...], training: TrainingConfig) -> Evaluation:
+    """Bits per byte and routing purity of the documents, by domain.
+
+    Raises:
+        DataError: there is nothing to score.
+    """
     from cmrn.data.evaluation import EvaluationSet
     from cmrn.errors import DataError
     from cmrn.inference.generate import tokenizer_of
@@ -56,21 +85,7 @@ def evaluate(
     result = measure(network, held_out, precision=resolve_precision(training.precision, device))
     if not result.bits_per_byte:
         raise DataError("there is nothing to score", hint="a text needs at least two tokens")
-    if settings.json:
-        write_json(
-            {
-                "bits_per_byte": dict(result.bits_per_byte),
-                "tokens": result.tokens,
-                "routing_purity": dict(result.routing_purity),
-            }
-        )
-    elif settings.quiet:
-        write_line(f"{result.bits_per_byte['mean']:.4f}")
-    else:
-        from cmrn_cli.figures import domain_table
-
-        console(settings).print(domain_table(result.bits_per_byte, result.routing_purity))
-        notice(settings, f"{result.tokens:,} tokens scored")
+    return result
 
 
 def _read_files(names: list[str]) -> tuple[tuple[Document, ...], TrainingConfig]:

@@ -26,6 +26,7 @@ __all__ = [
     "checkpoints_of",
     "difference",
     "find_checkpoint",
+    "holds_training",
     "load_checkpoint",
     "newest_whole",
     "prune_checkpoints",
@@ -102,6 +103,15 @@ def load_checkpoint(folder: Path, model: nn.Module) -> TrainingState:
     state = read_state(folder)
     load_tensors(model, files)
     return state
+
+
+def holds_training(folder: Path) -> bool:
+    """Whether a run could go on from the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: the folder holds files that are not those of its manifest.
+    """
+    return (folder / MANIFEST).exists() and STATE in verify_folder(folder).files
 
 
 def read_state(folder: Path) -> TrainingState:

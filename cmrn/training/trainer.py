@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
-from cmrn.config import TrainingConfig
+from cmrn.config import ExpertConfig, TrainingConfig
+from cmrn.data.documents import Document
 from cmrn.data.evaluation import EvaluationSet
 from cmrn.data.lanes import LaneDataset
 from cmrn.data.packing import Cursor, PackedDataset
@@ -25,6 +27,9 @@ from cmrn.training.optim import OptimizerSet, parameter_groups
 from cmrn.training.progress import Notice, Reporter, SilentReporter
 from cmrn.training.random_state import restore_random, seed_all
 from cmrn.training.signals import stop_signals
+
+if TYPE_CHECKING:
+    from cmrn.training.continual import DomainResult
 
 __all__ = ["CMRNTrainer", "TrainingResult"]
 
@@ -108,6 +113,66 @@ class CMRNTrainer:
         self.model.eval()
         return TrainingResult(
             self.run_dir, progress.checkpoint, final.bits_per_byte, final.routing_purity, progress.seconds
+        )
+
+    def add_domain_expert(
+        self, name: str, expert_config: ExpertConfig | None = None, *, init_from: str | None = None
+    ) -> None:
+        """Let `self.model` be a model like it with one more expert; the model it was is left as it is.
+
+        expert_config: its type and domains; by default it is general and owns the domain `name`. init_from: the
+        expert whose weights it begins with; otherwise they are drawn.
+
+        Raises:
+            UsageError: the name is taken or no name, init_from does not exist or is of another type, or the router is
+                not learned.
+        """
+        from cmrn.domain_expert import add_expert
+
+        try:
+            given = expert_config or ExpertConfig(name=name)
+            expert = ExpertConfig(name=name, type=given.type, domains=given.domains or (name,))
+        except ValidationError as error:
+            raise UsageError(f"{name!r} cannot be the name of an expert: {error.errors()[0]['msg']}") from error
+        self.model = add_expert(self.model, expert, init_from, self.seed)
+        self._optimizers = OptimizerSet(parameter_groups(self.model, self.config))
+
+    def continual_train(
+        self,
+        data: Sequence[Document],
+        domain: str,
+        freeze_existing_experts: bool = True,
+        *,
+        replay: Sequence[Document] = (),
+        replay_weights: Sequence[float] = (),
+        eval_dataset: EvaluationSet | None = None,
+        keep_threshold: float = 0.003,
+        phrase_share: float = 0.0,
+    ) -> DomainResult:
+        """Train the newest expert that owns `domain` on its text for max_steps, and nothing else, to the bit.
+
+        replay: text of the old domains, every second row where there is any, and what the row's margin is chosen on,
+        so that none of these domains reads worse by more than `keep_threshold`, relative; with the weights of their
+        sources. Without old text the margin is a fixed one. Nothing is written. freeze_existing_experts: False trains
+        the whole model on the same rows, and keeps nothing. phrase_share: as in a recipe's data.
+
+        Raises:
+            UsageError: no expert owns the domain, or the model has no tokenizer.
+            DataError: there is no text.
+            GuaranteeError: what was to stand still has changed, or the loss was not finite three times in a row.
+            InterruptedRunError: SIGINT or SIGTERM; nothing was saved.
+        """
+        from cmrn.training.continual import OldText, continual_train
+
+        return continual_train(
+            self,
+            data,
+            domain,
+            OldText(tuple(replay), tuple(replay_weights)),
+            freeze=freeze_existing_experts,
+            keep_threshold=keep_threshold,
+            phrase_share=phrase_share,
+            eval_dataset=eval_dataset,
         )
 
     def _identity(self, dataset: PackedDataset) -> dict[str, Any]:

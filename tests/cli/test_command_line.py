@@ -15,17 +15,18 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from cmrn_cli import doctor, evaluate, generate, recipe, trace, train
+from cmrn_cli import add_expert, doctor, evaluate, expert, generate, recipe, trace, train
 from cmrn_cli.app import build_app
 from cmrn_cli.main import run
 from tests.cli.conftest import Run
 
 HEAVY = ("torch", "faiss", "transformers", "numpy", "pydantic", "tokenizers", "yaml")
 COMMANDS = ["", "train", "generate", "trace", "eval", "recipe", "recipe ls", "recipe show", "recipe cp",
-            "recipe validate", "doctor", "trace-routing"]  # fmt: skip
+            "recipe validate", "doctor", "trace-routing", "add-expert", "expert", "expert ls", "expert show",
+            "expert rm", "expert rename", "expert export", "expert import", "expert ablate"]  # fmt: skip
 EXAMPLES = [
     *train.EXAMPLES, *generate.EXAMPLES, *trace.EXAMPLES, *evaluate.EXAMPLES, *doctor.EXAMPLES,
-    *(line for lines in recipe.EXAMPLES.values() for line in lines),
+    *add_expert.EXAMPLES, *(line for lines in (*recipe.EXAMPLES.values(), *expert.EXAMPLES.values()) for line in lines),
 ]  # fmt: skip
 
 

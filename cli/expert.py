@@ -1,0 +1,291 @@
+"""`cmrn expert`: the experts of a model, listed, shown, removed, renamed, shipped and switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cmrn_cli.console import Settings, console, notice, sanitize, write_line
+from cmrn_cli.model import ModelOption, load_model
+from cmrn_cli.options import add_command, examples, takes_globals
+from cmrn_cli.output import write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cmrn.model import CMRN
+
+__all__ = ["EXAMPLES", "build_app"]
+
+_NAME = typer.Argument(metavar="NAME", help="Name of an expert; `cmrn expert ls` lists them.")
+_OUT = typer.Option("--out", metavar="DIR", help="Where the changed model goes; by default it replaces the old one.")
+_YES = typer.Option("--yes", help="Replace what is there.")
+
+EXAMPLES = {
+    "": ("cmrn expert ls", "cmrn expert export medical medical-expert", "cmrn expert ablate medical"),
+    "ls": ("cmrn expert ls", "cmrn expert ls -m models/medical", "cmrn expert ls --json"),
+    "show": ("cmrn expert show math", "cmrn expert show math -m models/medical", "cmrn expert show math --json"),
+    "rm": (
+        "cmrn expert rm medical -m models/medical --out models/without",
+        "cmrn expert rm medical -m models/medical --yes",
+        "cmrn expert rm medical -m models/medical --yes --json",
+    ),
+    "rename": (
+        "cmrn expert rename math maths -m models/medical --out models/renamed",
+        "cmrn expert rename math maths -m models/medical --yes",
+        "cmrn expert rename free_1 poetry -m models/medical --yes --json",
+    ),
+    "export": (
+        "cmrn expert export medical medical-expert",
+        "cmrn expert export medical medical-expert -m models/medical",
+        "cmrn expert export medical medical-expert --store memory",
+    ),
+    "import": (
+        "cmrn expert import medical-expert --out models/medical",
+        "cmrn expert import medical-expert -m models/base --out models/medical",
+        "cmrn expert import medical-expert -m models/base --yes --json",
+    ),
+    "ablate": (
+        "cmrn expert ablate math",
+        "cmrn expert ablate math --data held-out.jsonl",
+        "cmrn expert ablate math --json",
+    ),
+}  # fmt: skip
+
+
+def build_app() -> typer.Typer:
+    """The group of expert commands."""
+    app = typer.Typer(rich_markup_mode="rich")
+    app.callback(epilog=examples(*EXAMPLES[""]))(takes_globals(_group))
+    commands: dict[str, Callable[..., None]] = {
+        "ls": ls,
+        "show": show,
+        "rm": remove,
+        "rename": rename,
+        "export": export,
+        "import": import_,
+        "ablate": ablate,
+    }
+    for name, function in commands.items():
+        add_command(app, name, function, EXAMPLES[name])
+    return app
+
+
+def _group(settings: Settings) -> None:
+    """List, show, remove, rename, export, import and ablate the experts of a model."""
+
+
+def ls(settings: Settings, model: ModelOption = None) -> None:
+    """List the experts: type, domains, parameters."""
+    network, place = load_model(model)
+    rows = [
+        {"name": e.name, "type": e.type, "domains": list(e.domains), "parameters": _parameters(network, e.name)}
+        for e in network.config.named_experts
+    ]
+    if settings.json:
+        write_json({"experts": rows})
+    elif settings.quiet:
+        for expert in network.config.named_experts:
+            write_line(expert.name)
+    else:
+        cells = [(e.name, e.type, ", ".join(e.domains) or "–", f"{_parameters(network, e.name):,}")
+                 for e in network.config.named_experts]  # fmt: skip
+        console(settings).print(_table(("expert", "type", "domains", "parameters"), cells))
+        notice(settings, f"{network.config.routing_k} of them read each token; model {place}")
+
+
+def show(settings: Settings, name: Annotated[str, _NAME], model: ModelOption = None) -> None:
+    """Show an expert: what it is, what it fits, and its row of every block's router."""
+    from cmrn.experts.growth import backbone_fingerprint, expert_named, parts_of
+
+    network, _ = load_model(model)
+    expert_named(network.config, name)
+    tensors = network.state_dict()
+    parts = parts_of(network.config, tensors, name)
+    blocks = [{"row_norm": float(row_R.norm()), "bias": float(bias)}
+              for row_R, bias in zip(parts.rows_LR, parts.bias_L, strict=True)]  # fmt: skip
+    document = {
+        "name": name,
+        "type": parts.config.type,
+        "domains": list(parts.config.domains),
+        "parameters": _parameters(network, name),
+        "backbone": backbone_fingerprint(network.config, tensors),
+        "blocks": blocks,
+    }
+    if settings.json:
+        write_json(document)
+        return
+    for key, value in document.items():
+        if key != "blocks":
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+            write_line(f"{key:<12}{sanitize(text, one_line=True) or '–'}")
+    cells = [(str(i), f"{each['row_norm']:.3f}", f"{each['bias']:+.3f}") for i, each in enumerate(blocks)]
+    console(settings).print(_table(("block", "norm of its router row", "added for the choice"), cells))
+
+
+def remove(
+    settings: Settings,
+    name: Annotated[str, _NAME],
+    model: ModelOption = None,
+    out: Annotated[Path | None, _OUT] = None,
+    yes: Annotated[bool, _YES] = False,
+) -> None:
+    """Remove an expert; one that was added leaves the model it was added to, bit for bit."""
+    from cmrn.domain_expert import remove_expert
+
+    network, place = load_model(model)
+    _write(settings, remove_expert(network, name), place, out, yes=yes)
+
+
+def rename(
+    settings: Settings,
+    name: Annotated[str, _NAME],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")],
+    model: ModelOption = None,
+    out: Annotated[Path | None, _OUT] = None,
+    yes: Annotated[bool, _YES] = False,
+) -> None:
+    """Give an expert another name; the domains it owns stay."""
+    from cmrn.domain_expert import rename_expert
+
+    network, place = load_model(model)
+    _write(settings, rename_expert(network, name, new), place, out, yes=yes)
+
+
+def export(
+    settings: Settings,
+    name: Annotated[str, _NAME],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
+    model: ModelOption = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="DIR", help="A memory, of which the expert's namespace goes along."),
+    ] = None,
+    yes: Annotated[bool, _YES] = False,
+) -> None:
+    """Write an expert as a folder of its own: weights, router rows, and what it fits."""
+    from cmrn.domain_expert import write_expert
+
+    if not yes:
+        _check_vacant(folder)
+    network, _ = load_model(model)
+    memory = None if store is None else _partition(store, name)
+    write_expert(folder, network, name, memory)
+    records = 0 if memory is None else memory.count(b"\n")
+    if settings.json:
+        write_json({"expert": name, "folder": str(folder), "records": records})
+    else:
+        write_line(str(folder))
+        notice(settings, f"{_parameters(network, name):,} parameters, {records:,} records of memory")
+
+
+def import_(
+    settings: Settings,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An exported expert.")],
+    model: ModelOption = None,
+    out: Annotated[Path | None, _OUT] = None,
+    yes: Annotated[bool, _YES] = False,
+) -> None:
+    """Add an exported expert to a model of the backbone it was made for; any other is refused."""
+    import shlex
+
+    from cmrn.domain_expert import insert_expert, read_expert
+
+    network, place = load_model(model)
+    found = read_expert(folder, network.config)
+    _write(settings, insert_expert(network, found), place, out, yes=yes)
+    if found.memory is not None:
+        name = found.parts.config.name
+        notice(settings, f"its memory: cmrn memory populate {shlex.quote(str(found.memory))} --namespace {name}")
+
+
+def ablate(
+    settings: Settings,
+    name: Annotated[str, _NAME],
+    files: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="More files, as --data.")] = None,
+    model: ModelOption = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="FILE", help="A .jsonl or .txt file; by default the run's held-out text."),
+    ] = None,
+) -> None:
+    """Measure what an expert is worth: bits per byte of every domain with it and without it."""
+    from cmrn.domain_expert import silenced
+    from cmrn_cli.evaluate import measure_text, text_to_read
+
+    network, place = load_model(model)
+    documents, training = text_to_read([*(data or ()), *(files or ())], place)
+    with silenced(network, name):
+        without = measure_text(network, documents, training).bits_per_byte
+    whole = measure_text(network, documents, training).bits_per_byte
+    if settings.json:
+        write_json({"expert": name, "bits_per_byte": {"with": dict(whole), "without": dict(without)}})
+        return
+    cells = [(domain, f"{bits:.4f}", f"{without[domain]:.4f}", f"{without[domain] / bits - 1:+.2%}")
+             for domain, bits in whole.items()]  # fmt: skip
+    console(settings).print(_table(("domain", "with", "without", "change"), cells))
+
+
+def _parameters(network: CMRN, name: str) -> int:
+    part = f".experts.experts.{name}."
+    return sum(each.numel() for key, each in network.named_parameters() if part in key)
+
+
+def _partition(store: Path, name: str) -> bytes:
+    """The records of the memory's namespace of that name, as JSON Lines."""
+    from cmrn.memory.exchange import export_lines
+    from cmrn.memory.store import MemoryStore
+
+    with MemoryStore.open(store) as opened:
+        return b"".join(export_lines(opened, name))
+
+
+def _write(settings: Settings, network: CMRN, place: str, out: Path | None, *, yes: bool) -> None:
+    """Save a changed model, where the person said.
+
+    Raises:
+        UsageError: over what is there without being asked to, or into a run, which could not go on from it.
+    """
+    from cmrn.errors import UsageError
+    from cmrn.pretrained import resolve_folder
+    from cmrn.training.addition import origin_of, save_with_origin
+    from cmrn.training.checkpoint import holds_training
+
+    target = out or Path(place)
+    if out is None and not target.is_dir():
+        raise UsageError("lies on the hub, and cannot be replaced", where=place, hint="--out DIR")
+    if not yes:
+        _check_vacant(target)
+    if target.is_dir() and holds_training(target):
+        raise UsageError("is a run's checkpoint, and could not be trained on with other experts", where=str(target),
+                         hint="--out DIR")  # fmt: skip
+    save_with_origin(target, network, origin_of(*resolve_folder(place)))
+    names = [expert.name for expert in network.config.named_experts]
+    if settings.json:
+        write_json({"checkpoint": str(target), "experts": names})
+    else:
+        write_line(str(target))
+        notice(settings, f"experts: {', '.join(names)}")
+
+
+def _check_vacant(folder: Path) -> None:
+    from cmrn.errors import UsageError
+
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError("would be replaced", where=str(folder), hint="name another folder, or --yes")
+
+
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    """Rows under their titles, without lines."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in titles:
+        table.add_column(title)
+    for cells in rows:
+        table.add_row(*(Text(sanitize(cell, one_line=True)) for cell in cells))
+    return table
