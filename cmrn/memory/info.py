@@ -43,11 +43,11 @@ def read_info(connection: sqlite3.Connection) -> Info:
     Raises:
         CheckpointError: it is damaged.
     """
-    values = {
-        name.decode(): value.decode("utf-8", "replace") for name, value in connection.execute("SELECT * FROM info")
-    }
-    probes = [(text, vec) for text, vec in connection.execute("SELECT text, vec FROM probe ORDER BY rowid")]
-    if values.pop("crc", "") != _checksum(values, probes):
+    rows = connection.execute("SELECT name, value FROM info").fetchall()
+    probes = connection.execute("SELECT text, vec FROM probe ORDER BY rowid").fetchall()
+    readable = all(isinstance(part, bytes) for row in [*rows, *probes] for part in row)
+    values = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in rows if readable}
+    if not readable or values.pop("crc", "") != _checksum(values, probes):
         raise CheckpointError("is damaged: its description is not as it was written")
     fingerprint = Fingerprint(**json.loads(values["fingerprint"]), probes=tuple((t.decode(), v) for t, v in probes))
     return Info(

@@ -112,6 +112,6 @@ def _problems(command: list[str], seen: dict[str, Any]) -> list[str]:
         problems.append(f"exit code {seen['code']}: {seen['output'][-300:]!r}")
     if BUG in seen["output"] and "--debug" not in command:
         problems.append(f"a traceback: {seen['output'][-300:]!r}")
-    if "--json" in command and not seen["output"].isascii():
+    if "--json" in command and "-h" not in command and not seen["output"].isascii():
         problems.append("JSON that is not ASCII")
     return problems

@@ -10,7 +10,7 @@ import numpy as np
 
 from cmrn.bench.faults.events import Events
 from cmrn.bench.faults.made import vector
-from cmrn.bench.faults.workload import contents, open_index
+from cmrn.bench.faults.workload import begin_cells_at, contents, open_index
 from cmrn.memory.store import MemoryStore
 
 __all__ = ["EXPECTED_FILES", "inspect", "search_all"]
@@ -20,12 +20,15 @@ EXPECTED_FILES = re.compile(r"memory\.db(-wal|-shm)?|LOCK|RESERVE|format\.json|i
 
 
 def inspect(
-    events: Events, folder: str, write: bool = True, indexed: bool = True, gone: list[str] | None = None
-) -> dict[str, Any]:
+    events: Events, folder: str, write: bool = True, indexed: bool = True, gone: list[str] | None = None,
+    cells_at: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Everything in a store, by record, and what is wrong with it; `gone` are texts that no search may find.
 
     Opened as a reader first, then as the writer that recovers it; both must see the same.
     """
+    if cells_at is not None:
+        begin_cells_at(cells_at)
     place = Path(folder)
     warnings: list[str] = []
     with MemoryStore.open(place, warn=warnings.append) as store:
@@ -44,6 +47,7 @@ def inspect(
 def search_all(store: MemoryStore, found: dict[int, Any], gone: list[str], warnings: list[str]) -> list[str]:
     """What is wrong with searches for every record by its own vector, and for texts that are gone."""
     index = open_index(store, warnings.append)
+    index.wait()
     problems = []
     if index.records != len(found):
         problems.append(f"the index counts {index.records} records, the store holds {len(found)}")

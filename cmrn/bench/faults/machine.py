@@ -20,6 +20,8 @@ ROUNDS = 2000
 STEPS = 50
 PHASES = 3
 MOST = 30
+CELLS_AT = 40
+"""Records beyond which some histories have an index of cells."""
 ENDS = ("closed", "killed", "index damaged", "index removed")
 
 
@@ -43,16 +45,17 @@ def machine(options: StoreOptions, progress: Progress) -> Findings:
 def _live(jobs: Launcher, seed: int, indexed: bool, findings: Findings) -> int:
     """One history in phases, each begun by opening what the last one left; how many operations it acknowledged."""
     draw = random.Random(seed)
-    limit = draw.choice((None, MOST))
+    limit, cells = draw.choice(((None, None), (MOST, None), (None, CELLS_AT)))
     store = jobs.scratch / "store"
     oracle = Oracle(limit)
     texts: set[str] = set()
     try:
         for phase in range(PHASES):
             steps = draw.choices(list(OPERATIONS), list(OPERATIONS.values()), k=STEPS // PHASES)
+            steps = ["fill", *steps] if cells and not phase else steps
             arguments = {
                 "folder": str(store), "seed": seed * PHASES + phase, "steps": steps, "max_records": limit,
-                "indexed": indexed,
+                "indexed": indexed, "cells_at": cells,
             }  # fmt: skip
             end = draw.choice(ENDS)
             dies = end == "killed" and jobs.shimmed
@@ -70,7 +73,7 @@ def _live(jobs: Launcher, seed: int, indexed: bool, findings: Findings) -> int:
                 if oracle.pending is None
                 else []
             )
-            seen = jobs.run("inspect", {"folder": str(store), "indexed": indexed, "gone": gone})
+            seen = jobs.run("inspect", {"folder": str(store), "indexed": indexed, "gone": gone, "cells_at": cells})
             if seen.result is None:
                 if oracle.acknowledged:
                     findings.fail(where, [f"it does not open: {seen.error}"])

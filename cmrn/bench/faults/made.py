@@ -24,7 +24,7 @@ WORDS = ("amber", "basalt", "cedar", "delta", "ember", "fjord", "granite", "harb
 
 def vector(text: str, dim: int = DIM) -> npt.NDArray[np.float32]:
     """A unit vector (dim,) that only this text has."""
-    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    seed = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
     drawn = np.random.default_rng(seed).standard_normal(dim)
     return (drawn / np.linalg.norm(drawn)).astype(np.float32)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import cmrn
 from cmrn.bench.faults.boundaries import every_call
 from cmrn.bench.faults.concurrent import concurrent
 from cmrn.bench.faults.corrupt import corrupt
@@ -22,6 +21,9 @@ from cmrn.bench.store_case import Findings, StoreOptions
 from cmrn.errors import GuaranteeError
 
 __all__ = ["MUTATIONS", "Mutation", "mutations", "noticed"]
+
+
+PACKAGE: Final = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def noticed(mutation: Mutation, options: StoreOptions) -> list[str]:
     """
     with tempfile.TemporaryDirectory(prefix="cmrn-mutated-") as folder:
         package = Path(folder) / "cmrn"
-        shutil.copytree(Path(cmrn.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
         path = package / mutation.file
         text = path.read_text(encoding="utf-8")
         if text.count(mutation.words) != 1:

@@ -90,7 +90,6 @@ def uproot(events: Events, folder: str, seed: int, indexed: bool) -> dict[str, A
         store.compact()
         if index is not None:
             problems += _still_found(index, texts)
-            index.snapshot()
     if indexed:
         with MemoryStore.open(Path(folder)) as store:
             problems += _still_found(open_index(store), texts)

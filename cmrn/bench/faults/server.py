@@ -52,7 +52,7 @@ def _work(request: dict[str, Any]) -> int:
     """Do a job in the child and return its exit code."""
     # The server's own channels are no place for what a job may print.
     quiet = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1):
+    for descriptor in (0, 1, 2):
         os.dup2(quiet, descriptor)
     arming = Arming(**request["arming"]) if "arming" in request else None
     events = Events(request["events"], noted=arming is not None and arming.journal is not None)

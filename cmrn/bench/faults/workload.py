@@ -37,9 +37,14 @@ def operate(
 
 def follow_script(
     events: Events, folder: str, seed: int, steps: list[str], max_records: int | None = None, indexed: bool = True,
-    durability: Durability = "full",
+    durability: Durability = "full", cells_at: int | None = None,
 ) -> None:  # fmt: skip
-    """Open or create a store in `folder` and do the named operations in order, the same at every call."""
+    """Open or create a store in `folder` and do the named operations in order, the same at every call.
+
+    cells_at: as `begin_cells_at`.
+    """
+    if cells_at is not None:
+        begin_cells_at(cells_at)
     operator = Operator(events, Path(folder), seed, max_records, indexed, durability)
     for step in steps:
         operator.do(step)
@@ -62,6 +67,14 @@ def open_store(folder: Path, max_records: int | None = None, durability: Durabil
 
 def _ignore(text: str) -> None:
     """What a store warns of is looked at by `inspect`."""
+
+
+def begin_cells_at(records: int) -> None:
+    """Let the index of this process build cells for more than so many records, instead of many thousands."""
+    from cmrn.memory import index, mirror
+
+    for module in (index, mirror):
+        vars(module)["FLAT"] = records
 
 
 def open_index(store: MemoryStore, warn: Callable[[str], None] = _ignore) -> VectorIndex:
@@ -178,6 +191,7 @@ class Operator:
 
     def _snapshot(self) -> None:
         if self.index is not None:
+            self.index.wait()
             self.index.snapshot()
 
     def _compact(self) -> None:
