@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import traceback
+from typing import TypeGuard
 
 from cmrn.errors import CMRNError, ConfigError, InterruptedRunError, ResourceError, UsageError
 from cmrn_cli.console import Settings, sanitize
@@ -15,6 +16,7 @@ from cmrn_cli.console import Settings, sanitize
 __all__ = ["exit_code", "report", "translate"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 _ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "unable to mmap")
 
 
@@ -49,14 +51,18 @@ def translate(error: BaseException) -> CMRNError:
         return UsageError(usage(), hint=f"{command} --help")
     if _is_exhausted(error):
         return ResourceError(f"out of memory or disk: {error}" if str(error) else "out of memory or disk")
-    if isinstance(
-        error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
-    ):
+    if _is_of_a_path(error):
         return UsageError(str(error.strerror or error), where=None if error.filename is None else str(error.filename))
     summary = traceback.format_exception_only(error)[-1].strip()
     return CMRNError(
         f"unexpected: {summary}", where=_crash_log(error), hint="run again with --debug to see the traceback"
     )
+
+
+def _is_of_a_path(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the system refused a path that the person named."""
+    kinds = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
+    return isinstance(error, kinds) or (isinstance(error, OSError) and error.errno in _NO_PATH)
 
 
 def _is_exhausted(error: BaseException) -> bool:

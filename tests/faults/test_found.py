@@ -17,6 +17,7 @@ from cmrn.memory.entry import NewRecord
 from cmrn.memory.folder import swap_database
 from cmrn.memory.schema import PAGE_BYTES
 from cmrn.memory.store import MemoryStore
+from cmrn_cli import main
 
 
 def fill(store: MemoryStore, number: int) -> None:
@@ -55,6 +56,11 @@ def test_the_lock_is_held_on_a_disk_too_full_for_a_name(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "pwrite", refuse)
     with writer_lock(tmp_path):
         assert (tmp_path / "LOCK").exists()
+
+
+def test_a_name_longer_than_any_is_a_mistake_of_the_person(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["memory", "stats", "--store", "a" * 500]) == 2
+    assert "too long" in capsys.readouterr().err
 
 
 def test_what_a_killed_writer_left_in_the_index_goes(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def _record(text: str, number: int) -> dict[str, Any]:
 
 def _commands(text: str, number: int, folder: Path) -> list[list[str]]:
     """Every command with the string wherever one may stand; how results are shown goes by turns."""
-    # No program can be given a NUL.
-    text = text.replace("\0", "")
+    # No program can be given a NUL, and for "-" alone a command would read what is typed.
+    text = "--" if text == "-" else text.replace("\0", "")
     shown = [[], ["--json"], ["-v"], ["--debug"], ["--no-color"], ["-q"]][number % 6]
     named = f"n{number} {text}"
     commands = [

@@ -45,7 +45,7 @@ def machine(options: StoreOptions, progress: Progress) -> Findings:
 def _live(jobs: Launcher, seed: int, indexed: bool, findings: Findings) -> int:
     """One history in phases, each begun by opening what the last one left; how many operations it acknowledged."""
     draw = random.Random(seed)
-    limit, cells = draw.choice(((None, None), (MOST, None), (None, CELLS_AT)))
+    limit, cells = draw.choices(((None, None), (MOST, None), (None, CELLS_AT)), (4, 4, 1))[0]
     store = jobs.scratch / "store"
     oracle = Oracle(limit)
     texts: set[str] = set()
