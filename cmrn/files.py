@@ -20,6 +20,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -62,8 +63,10 @@ class Manifest:
     files: dict[str, FileEntry]
 
 
-def write_file(path: Path, *parts: bytes | memoryview) -> None:
+def write_file(path: Path, *parts: bytes | memoryview, private: bool = False) -> None:
     """Replace the file at `path` with `parts` joined: then it is durable, and at any moment before it is the old one.
+
+    private: whether only its owner may read it, from its first byte on.
 
     Raises:
         ResourceError: the disk is full; the old file is whole.
@@ -74,7 +77,7 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_strays_of(path, "tmp")
         try:
-            with open(temporary, "xb") as file:
+            with open(temporary, "xb", opener=partial(os.open, mode=0o600 if private else 0o666)) as file:
                 file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())

@@ -185,8 +185,7 @@ def describe(folder: Path, info: Info) -> None:
         "embedder": info.fingerprint.embedder,
         "records": f"{DATABASE} (SQLite) is the truth; {INDEX}/ is derived from it and may be removed",
     }
-    write_file(folder / FORMAT, (json.dumps(document, indent=1) + "\n").encode())
-    os.chmod(folder / FORMAT, 0o600)
+    write_file(folder / FORMAT, (json.dumps(document, indent=1) + "\n").encode(), private=True)
 
 
 @contextmanager

@@ -112,19 +112,19 @@ class VectorIndex:
         """
         queries_QD = self._checked(queries, k)
         hits: list[list[Hit]] = [[] for _ in queries_QD]
-        todo, count = np.arange(len(queries_QD)), k if where is None else 4 * k
+        pending, count = np.arange(len(queries_QD)), k if where is None else 4 * k
         with self._mirror.lock:
             self.refresh()
-            while len(todo):
-                found = self._nearest(queries_QD[todo], count, namespaces)
+            while len(pending):
+                found = self._nearest(queries_QD[pending], count, namespaces)
                 known, lost = self._read(found)
-                for query, one in zip(todo.tolist(), found, strict=True):
+                for query, one in zip(pending.tolist(), found, strict=True):
                     pairs = zip(one.scores.tolist(), one.records.tolist(), strict=True)
                     best = [Hit(known[record], score) for score, record in pairs if record in known]
                     hits[query] = [hit for hit in best if where is None or where(hit.record)][:k]
                 short = [len(hits[query]) < k and (lost or len(one.records) == count)
-                         for query, one in zip(todo.tolist(), found, strict=True)]  # fmt: skip
-                todo, count = todo[np.array(short, bool)], 4 * count
+                         for query, one in zip(pending.tolist(), found, strict=True)]  # fmt: skip
+                pending, count = pending[np.array(short, bool)], 4 * count
         return hits
 
     def nearest(self, queries: ArrayLike, k: int, *, namespaces: Collection[str] | None = None) -> list[Found]:

@@ -59,13 +59,13 @@ def save_snapshot(folder: Path, snapshot: Snapshot, uuid: str, fingerprint: Fing
     parts = _bytes_of(arrays)
     digest = _digest(parts)
     name = f"{snapshot.seq}-{digest[:8]}.faiss"
-    write_file(folder / name, *parts)
+    write_file(folder / name, *parts, private=True)
     about = {
         **_identity(uuid, fingerprint),
         "file": name, "blake2b": digest, "seq": snapshot.seq,
         "places": table.places, "cells": len(cells), "namespaces": table.names,
     }  # fmt: skip
-    write_file(folder / CURRENT, json.dumps({**about, "check": _check(about)}, indent=1).encode())
+    write_file(folder / CURRENT, json.dumps({**about, "check": _check(about)}, indent=1).encode(), private=True)
     with storage_errors(folder):
         for path in folder.iterdir():
             if NAME.fullmatch(path.name) and path.name != name:

@@ -47,22 +47,22 @@ class Writer:
 
     def cite(self, reason: Reason) -> str:
         """The id of the step that concludes a reason's literal; the steps it needs are written first."""
-        todo = [reason]
-        while todo:
-            current = todo[-1]
+        pending = [reason]
+        while pending:
+            current = pending[-1]
             if id(current) in self.cited:
-                todo.pop()
+                pending.pop()
                 continue
             needed = list(current.parents)
             if current.kind == "refuted":
                 needed = [current.parents[0], *current.parents[1].parents]
             missing = [parent for parent in needed if id(parent) not in self.cited]
             if missing:
-                todo.extend(reversed(missing))
+                pending.extend(reversed(missing))
                 continue
             self.cited[id(current)] = self._step(current)
             self.kept.append(current)
-            todo.pop()
+            pending.pop()
         return self.cited[id(reason)]
 
     def refute(self, goal: str, conflict: Reason, formula: Formula) -> str:

@@ -39,25 +39,25 @@ class Reason:
     def degree(self) -> float:
         """The least degree among the clauses used."""
         seen: set[int] = set()
-        todo, least = [self], 1.0
-        while todo:
-            reason = todo.pop()
+        pending, least = [self], 1.0
+        while pending:
+            reason = pending.pop()
             if id(reason) not in seen:
                 seen.add(id(reason))
-                todo.extend(reason.parents)
+                pending.extend(reason.parents)
                 least = min(least, reason.clause.degree if reason.clause else 1.0)
         return least
 
     def origins(self) -> set[str]:
         """The ids of the sources used."""
         seen: set[int] = set()
-        todo: list[Reason] = [self]
+        pending: list[Reason] = [self]
         found: set[str] = set()
-        while todo:
-            reason = todo.pop()
+        while pending:
+            reason = pending.pop()
             if id(reason) not in seen:
                 seen.add(id(reason))
-                todo.extend(reason.parents)
+                pending.extend(reason.parents)
                 if reason.clause:
                     found.add(reason.clause.origin)
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,9 +15,8 @@ from torch._inductor.exc import InductorError
 from torch.nn.utils import get_total_norm
 
 from cmrn.data.packing import Batch
-from cmrn.records import CMRNState
 from cmrn.training.accumulate import accumulate
-from cmrn.training.carry import fill_states, fresh_states, keep_finite, state_tensors
+from cmrn.training.carry import Carried
 from cmrn.training.device import Precision
 from cmrn.training.optim import OptimizerSet
 from cmrn.training.random_state import restore_random, save_random
@@ -49,9 +48,8 @@ class CapturedStep:
         carry: bool = False,
     ) -> None:
         self.model, self.optimizers = model, optimizers
-        self.gradient_clip, self.precision, self.carry = gradient_clip, precision, carry
-        self._states: CMRNState | None = None
-        self._saved: Mapping[str, Tensor] = {}
+        self.gradient_clip, self.precision = gradient_clip, precision
+        self.carried = Carried(carry)
         device = next(model.parameters()).device
         self._grad_scale, self._found_inf, self._skip = (torch.zeros((), device=device) for _ in range(3))
         optimizers.guard(self._grad_scale, self._found_inf)
@@ -59,14 +57,6 @@ class CapturedStep:
         self._key: tuple[object, ...] = ()
         self._batch: Batch | None = None
         self._told = torch.zeros(0, device=device)
-
-    def carried(self) -> dict[str, Tensor]:
-        """What the model carries to the next batch, by name; nothing where it carries nothing."""
-        return state_tensors(self._states)
-
-    def restore(self, carried: Mapping[str, Tensor]) -> None:
-        """Go on from what `carried` gave; for before the first step."""
-        self._saved = carried
 
     def __call__(self, batch: Batch, micro_batch: int, share: float) -> Callable[[], StepResult]:
         """Launch the step; the call returned waits for it."""
@@ -94,10 +84,7 @@ class CapturedStep:
         """Warm up and capture, leaving weights, optimizers and random generators as they were."""
         device = self._skip.device
         self._graph, self._batch = None, Batch(**{name: value.to(device) for name, value in vars(batch).items()})
-        if self.carry and self._states is None:
-            self._states = fresh_states(self.model, self._batch, self.precision)
-            if self._saved:
-                fill_states(self._states, self._saved)
+        self.carried.begin(self.model, self._batch, self.precision)
         document, tensors = save_random()
         self._skip.fill_(1.0)
         try:
@@ -134,15 +121,14 @@ class CapturedStep:
 
     def _step(self, batch: Batch, micro_batch: int) -> Tensor:
         """(loss, norm, load of each expert), float32."""
-        gradient = accumulate(self.model, batch, micro_batch, self.precision, self._states)
+        gradient = accumulate(self.model, batch, micro_batch, self.precision, self.carried.states)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = get_total_norm(gradients)
         finite = (gradient.loss.isfinite() & norm.isfinite()).float() * (1 - self._skip)
         self._found_inf.copy_(1 - finite)
         self._grad_scale.copy_(((norm + 1e-6) / self.gradient_clip).clamp(min=1.0))
         self.optimizers.move()
-        if self._states is not None and gradient.states is not None:
-            keep_finite(self._states, gradient.states, finite)
+        self.carried.keep(gradient.states, finite)
         parts = [torch.stack([gradient.loss.float(), norm.float()])]
         if gradient.loads:
             loads_LE = torch.stack(gradient.loads)

@@ -16,7 +16,7 @@ from cmrn.records import CMRNState, map_tensors, tensors_of
 from cmrn.training.device import Precision, autocast
 from cmrn.training.random_state import restore_random, save_random
 
-__all__ = ["fill_states", "fresh_states", "join_rows", "keep_finite", "rows_of", "state_tensors"]
+__all__ = ["Carried", "fill_states", "fresh_states", "join_rows", "keep_finite", "rows_of", "state_tensors"]
 
 NO_DOCUMENT = -1
 
@@ -72,3 +72,36 @@ def fill_states(states: CMRNState, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError("the carried state in the checkpoint is not of this model and batch")
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
+
+
+class Carried:
+    """What a training step carries from batch to batch: buffers made at the first one, and saved with a checkpoint.
+
+    on: whether anything is carried; without it `states` stays None.
+    """
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+        self.states: CMRNState | None = None
+        self._saved: Mapping[str, Tensor] = {}
+
+    def begin(self, model: nn.Module, batch: Batch, precision: Precision) -> None:
+        """Make the buffers, if there are none yet: fresh ones, or as they were saved."""
+        if not self.on or self.states is not None:
+            return
+        self.states = fresh_states(model, batch, precision)
+        if self._saved:
+            fill_states(self.states, self._saved)
+
+    def keep(self, new: CMRNState | None, finite: Tensor) -> None:
+        """Carry `new` on, unless `finite`, a scalar, is 0."""
+        if self.states is not None and new is not None:
+            keep_finite(self.states, new, finite)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The states by name, for a checkpoint; nothing where nothing is carried."""
+        return state_tensors(self.states)
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Begin from what `tensors` gave; for before the first step."""
+        self._saved = saved

@@ -110,7 +110,7 @@ class TrainingLoop:
             capture=self.config.capture == "auto",
             carry=self.config.carry_states,
         )
-        self._take.restore(progress.carried)
+        self._take.carried.restore(progress.carried)
         self._launched: _Launched | None = None
 
     def run(self, dataset: PackedDataset, held_out: EvaluationSet | None) -> Evaluation:
@@ -270,7 +270,7 @@ class TrainingLoop:
             random=random,
             random_tensors=random_tensors,
             optimizer=self.optimizers.tensors(),
-            carried=self._take.carried(),
+            carried=self._take.carried.tensors(),
         )
         self.log.sync()
         tokenizer = self.model.tokenizer

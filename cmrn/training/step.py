@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from cmrn.data.packing import Batch
 from cmrn.errors import ResourceError
-from cmrn.records import CMRNState
 from cmrn.training.accumulate import accumulate, out_of_memory
-from cmrn.training.carry import fill_states, fresh_states, keep_finite, state_tensors
+from cmrn.training.carry import Carried
 from cmrn.training.device import Precision
 from cmrn.training.optim import OptimizerSet
 
@@ -41,14 +40,10 @@ class TrainingStep(Protocol):
     What it returns gives the result when called, and only then waits for the device.
     """
 
+    carried: Carried
+
     def __call__(self, batch: Batch, micro_batch: int, share: float) -> Callable[[], StepResult]:
         """Take the step."""
-
-    def carried(self) -> dict[str, Tensor]:
-        """What the model carries to the next batch, by name; nothing where it carries nothing."""
-
-    def restore(self, carried: Mapping[str, Tensor]) -> None:
-        """Go on from what `carried` gave; for before the first step."""
 
 
 def training_step(
@@ -87,25 +82,13 @@ class PlainStep:
         carry: bool = False,
     ) -> None:
         self.model, self.optimizers = model, optimizers
-        self.gradient_clip, self.precision, self.carry = gradient_clip, precision, carry
-        self._states: CMRNState | None = None
-        self._saved: Mapping[str, Tensor] = {}
-
-    def carried(self) -> dict[str, Tensor]:
-        """What the model carries to the next batch, by name; nothing where it carries nothing."""
-        return state_tensors(self._states)
-
-    def restore(self, carried: Mapping[str, Tensor]) -> None:
-        """Go on from what `carried` gave; for before the first step."""
-        self._saved = carried
+        self.gradient_clip, self.precision = gradient_clip, precision
+        self.carried = Carried(carry)
 
     def __call__(self, batch: Batch, micro_batch: int, share: float) -> Callable[[], StepResult]:
         """Take the step; the result is there at once."""
-        if self.carry and self._states is None:
-            self._states = fresh_states(self.model, batch, self.precision)
-            if self._saved:
-                fill_states(self._states, self._saved)
-        gradient = accumulate(self.model, batch, micro_batch, self.precision, self._states)
+        self.carried.begin(self.model, batch, self.precision)
+        gradient = accumulate(self.model, batch, micro_batch, self.precision, self.carried.states)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm = clip_grad_norm_(parameters, self.gradient_clip)
         parts = [torch.stack([gradient.loss.float(), norm.float()])]
@@ -117,8 +100,7 @@ class PlainStep:
             self._move(share)
             if gradient.loads:
                 self.model.update_balance(gradient.loads)  # type: ignore[operator]
-            if self._states is not None and gradient.states is not None:
-                keep_finite(self._states, gradient.states, torch.ones((), device=gradient.loss.device))
+            self.carried.keep(gradient.states, torch.ones((), device=gradient.loss.device))
         self.model.zero_grad(set_to_none=True)
         result = StepResult(loss, size, tuple(load), finite)
         return lambda: result

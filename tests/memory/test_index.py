@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -236,6 +237,15 @@ def test_a_damaged_snapshot_costs_a_warning(
     assert len(warned) == (0 if which == "CURRENT" and not path.exists() else 1)
     for query in unit(3, seed=1):
         assert plain(index.search(query, 5)[0]) == definition(store, query, 5)
+
+
+def test_a_snapshot_is_its_owners_alone(store: MemoryStore, folder: Path) -> None:
+    store.add(entries(unit(5)))
+    with VectorIndex.open(store) as index:
+        index.snapshot()
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder / "index").iterdir()}
+    assert len(modes) == 2
+    assert set(modes.values()) == {0o600}
 
 
 def test_every_bit_of_a_snapshot_counts(store: MemoryStore, folder: Path) -> None:

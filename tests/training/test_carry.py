@@ -70,18 +70,18 @@ def test_the_step_carries_on_and_a_step_that_is_not_finite_leaves_the_state() ->
     net, (_, first, second) = model().float(), chunks()
     config = training_config()
     step = PlainStep(net, OptimizerSet(parameter_groups(net, config)), 1.0, "float32", carry=True)
-    assert step.carried() == {}
+    assert step.carried.tensors() == {}
     step(first, 3, 0.0)()
-    kept = {name: each.clone() for name, each in step.carried().items()}
+    kept = {name: each.clone() for name, each in step.carried.tensors().items()}
     assert kept
     again = PlainStep(net, OptimizerSet(parameter_groups(net, config)), 1.0, "float32", carry=True)
-    again.restore(kept)
+    again.carried.restore(kept)
     assert again(second, 3, 0.0)().loss == step(second, 3, 0.0)().loss
-    kept = {name: each.clone() for name, each in step.carried().items()}
+    kept = {name: each.clone() for name, each in step.carried.tensors().items()}
     with torch.no_grad():
         net.embedding.weight[2:] = torch.nan
     assert not step(first, 3, 0.0)().finite
-    assert all(torch.equal(each, kept[name]) for name, each in step.carried().items())
+    assert all(torch.equal(each, kept[name]) for name, each in step.carried.tensors().items())
 
 
 def test_buffers_take_what_is_finite_and_refuse_what_is_not_theirs() -> None:

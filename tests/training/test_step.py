@@ -70,7 +70,7 @@ class LateStep:
 
     def __init__(self, *arguments: object, capture: bool, carry: bool) -> None:
         self.step, self.asked = PlainStep(*arguments, carry=carry), 0  # type: ignore[arg-type]
-        self.carried, self.restore = self.step.carried, self.step.restore
+        self.carried = self.step.carried
 
     def __call__(self, rows: Batch, micro_batch: int, share: float) -> Callable[[], StepResult]:
         result = self.step(rows, micro_batch, share)
