@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from cmrn.config import CMRNConfig
 from cmrn.layers import CausalConv, Linear, Norm, narrow_type, project, reads_one, unit
+from cmrn.memory.rotary import placeless, rotate, rotate_carried, rotated
 from cmrn.memory.window import document_begins, windowed_read
 from cmrn.records import Segments, WorkingMemory
 
@@ -20,8 +21,9 @@ class MemoryAttention(nn.Module):
     """x + read(norm(x)): softmax attention over the W tokens before each token, one null slot beside them.
 
     Token t reads the entries of tokens t−W … t−1 of its own document, so the cost is linear in the text's length. Keys
-    pass a short causal convolution; queries and keys are L2-normalised and compared at a learned temperature; the null
-    slot has a learned key and the value zero. This is windowed softmax attention.
+    pass a short causal convolution; queries and keys are L2-normalised and compared at a learned temperature, half of
+    their features turned by their places (`rotary`); the null slot has a learned key without a place and the value
+    zero. This is windowed softmax attention.
     """
 
     def __init__(self, config: CMRNConfig) -> None:
@@ -35,7 +37,7 @@ class MemoryAttention(nn.Module):
         self.gate = Linear(config.d_model, config.memory_dim)
         self.key_conv = CausalConv(config.memory_dim)
         self.log_temperature = nn.Parameter(torch.full((self.heads,), math.log(math.sqrt(self.width))))
-        self.null_key = nn.Parameter(torch.randn(self.heads, self.width) / math.sqrt(self.width))
+        self.null_key = nn.Parameter(torch.randn(self.heads, self.width - rotated(self.width)) / math.sqrt(self.width))
         self.output = Linear(config.memory_dim, config.d_model, scale=0.5)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -60,7 +62,8 @@ class MemoryAttention(nn.Module):
         q_BTHC = unit(query.unflatten(-1, (self.heads, self.width))) * self.log_temperature.exp()[:, None]
         first_BT = document_begins(segments, x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
         q_BTHC, k_BTHC = q_BTHC.to(v_BTHC.dtype), k_BTHC.to(v_BTHC.dtype)
-        read = windowed_read(q_BTHC, k_BTHC, v_BTHC, self.null_key, self.window, first_BT, previous)
+        carried, null_HC = None if previous is None else rotate_carried(previous), placeless(self.null_key, self.width)
+        read = windowed_read(rotate(q_BTHC), rotate(k_BTHC), v_BTHC, null_HC, self.window, first_BT, carried)
         x_BTD = x_BTD + self.dropout(self.output(read.flatten(2) * F.silu(gate)))
         return x_BTD, self._keep(k_BTHC, v_BTHC, first_BT, previous or self.initial_state(x_BTD), tail, segments)
 
@@ -74,7 +77,7 @@ class MemoryAttention(nn.Module):
             [layer.weight for layer in (self.query, self.key, self.value, self.gate)],
             self.key_conv.weight,
             self.log_temperature,
-            self.null_key,
+            placeless(self.null_key, self.width),
             self.output.weight,
             self.norm.eps,
             narrow_type(x_B1D),

@@ -1,10 +1,13 @@
 """The read of working memory for one token a row on CUDA: three launches, of which the second reads and shifts.
 
 That one convolves the key, reads what was carried and the null slot, and writes the entries shifted by one with the
-token's own at the end: anew, never in place, since records do not change.
+token's own at the end: anew, never in place, since records do not change. Entries are kept without their places; the
+query is turned towards each instead (`rotary`).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -12,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cmrn.decode_triton import convolve_one, output_one, project_one, unit_length
+from cmrn.memory.rotary import BASE, rotated
 
 __all__ = ["memory_one"]
 
@@ -72,7 +76,8 @@ def _memory_one(
         projected_NR, tail_NRC.contiguous(), conv_JC.contiguous(), log_temperature_H, null_HC.contiguous(),
         None if start_N is None else start_N.contiguous(), keys_NHWC.contiguous(), values_NHWC.contiguous(),
         valid_NW.contiguous(), read_NI, after_NRC, next_keys, next_values, next_valid, heads, window, width,
-        projected_NR.shape[1], REACH=conv_JC.shape[0] - 1, WIDTH=wide, STRIP=STRIP,
+        projected_NR.shape[1], REACH=conv_JC.shape[0] - 1, WIDTH=wide, STRIP=STRIP, TURNED=rotated(width),
+        LOG_BASE=math.log2(BASE),
         ENTRIES=min(triton.next_power_of_2(window), max(16, ENTRIES_VALUES // wide)), num_warps=8,
     )  # fmt: skip
     return [read_NI, after_NRC, next_keys, next_values, next_valid]
@@ -103,8 +108,8 @@ def _empty_memory(
 @triton.jit
 def _memory_kernel(p_ptr, tail_ptr, conv_ptr, temperature_ptr, null_ptr, start_ptr, key_ptr, value_ptr, valid_ptr,
                    read_ptr, after_ptr, next_key_ptr, next_value_ptr, next_valid_ptr, heads, window, width, stride,
-                   REACH: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr,
-                   ENTRIES: tl.constexpr):  # fmt: skip
+                   REACH: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, TURNED: tl.constexpr,
+                   LOG_BASE: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
     """One row, one head and a strip of its values: an online softmax that begins with the null slot."""
     token, head, strip = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     inner = heads * width
@@ -116,8 +121,17 @@ def _memory_kernel(p_ptr, tail_ptr, conv_ptr, temperature_ptr, null_ptr, start_p
         joined = tl.load(start_ptr + token) == 0
     p_ptr += token * stride
     at = head * width + c
-    q = unit_length(tl.load(p_ptr + at, inside, 0.0).to(tl.float32))
-    q *= tl.exp(tl.load(temperature_ptr + head).to(tl.float32))
+    raw = tl.load(p_ptr + at, inside, 0.0).to(tl.float32)
+    warmth = tl.exp(tl.load(temperature_ptr + head).to(tl.float32))
+    q = unit_length(raw) * warmth
+    # The other feature of each turned pair, with the sign that a turn gives it.
+    left, turned = c < TURNED // 2, c < TURNED
+    partner = tl.where(left, c + TURNED // 2, c - TURNED // 2)
+    across = tl.load(p_ptr + head * width + partner, turned, 0.0).to(tl.float32)
+    square = tl.sum(raw * raw, 0)
+    across *= warmth * tl.where(square > 1e-12, tl.rsqrt(tl.maximum(square, 1e-12)), 0.0) * tl.where(left, -1.0, 1.0)
+    pair = tl.where(left, c, c - TURNED // 2)
+    rate = tl.where(turned, tl.exp2(pair.to(tl.float32) * (-2.0 * LOG_BASE / max(TURNED, 1))), 0.0)
     k = tl.load(p_ptr + inner + at, inside, 0.0).to(tl.float32)
     k = convolve_one(k, conv_ptr, tail_ptr + token * REACH * inner, after_ptr + token * REACH * inner, joined,
                      strip == 0, at, inside, inner, REACH)  # fmt: skip
@@ -137,7 +151,9 @@ def _memory_kernel(p_ptr, tail_ptr, conv_ptr, temperature_ptr, null_ptr, start_p
         tl.store(next_key_ptr + earlier + c[None, :], key, shifted[:, None] & mine[None, :])
         tl.store(next_value_ptr + earlier + own[None, :], value, shifted[:, None] & kept[None, :])
         tl.store(next_valid_ptr + token * window + w - 1, valid, shifted & (head + strip == 0))
-        scores = tl.where(valid, tl.sum(key.to(tl.float32) * q[None, :], 1), float("-inf"))
+        angle = (window - w)[:, None].to(tl.float32) * rate[None, :]
+        turned_q = q[None, :] * tl.cos(angle) + across[None, :] * tl.sin(angle)
+        scores = tl.where(valid, tl.sum(key.to(tl.float32) * turned_q, 1), float("-inf"))
         before = largest
         largest = tl.maximum(before, tl.max(scores, 0))
         weights = tl.exp(scores - largest)

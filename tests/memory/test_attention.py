@@ -18,7 +18,7 @@ from cmrn.records import Segments, WorkingMemory
 from tests.test_layers import naive_conv
 from tests.tolerances import assert_close
 
-WIDTH, HEADS, DIM = 10, 2, 6
+WIDTH, HEADS, DIM = 10, 2, 12
 
 
 def make_memory(window: int) -> MemoryAttention:
@@ -50,8 +50,8 @@ def dense(memory: MemoryAttention, x_BTD: Tensor, segments: Segments) -> Tensor:
 
     key = heads(naive_conv(memory.key_conv.weight, u @ memory.key.weight.T, segments.start_BT))
     query = F.normalize(heads(u @ memory.query.weight.T), dim=-1) * memory.log_temperature.exp()[:, None, None]
-    scores = query @ F.normalize(key, dim=-1).mT
-    null = torch.einsum("bhtc,hc->bht", query, memory.null_key)
+    scores = turned(query) @ turned(F.normalize(key, dim=-1)).mT
+    null = torch.einsum("bhtc,hc->bht", query[..., 2:], memory.null_key)
     number = segment_numbers(segments, batch, length, x_BTD.device)
     lag = torch.arange(length)[:, None] - torch.arange(length)
     readable = (lag >= 1) & (lag <= memory.window) & (number[:, :, None] == number[:, None, :])
@@ -59,6 +59,13 @@ def dense(memory: MemoryAttention, x_BTD: Tensor, segments: Segments) -> Tensor:
     weights = torch.cat([null[..., None], scores], -1).softmax(-1)[..., 1:]
     read = (weights @ heads(u @ memory.value.weight.T)).transpose(1, 2).flatten(2)
     return x_BTD + (read * F.silu(u @ memory.gate.weight.T)) @ memory.output.weight.T
+
+
+def turned(x_BHTC: Tensor) -> Tensor:
+    """Two of a head's six features as a complex number, turned by a radian a token."""
+    place_T = torch.arange(x_BHTC.shape[2], dtype=torch.float64)
+    pair = torch.complex(x_BHTC[..., 0], x_BHTC[..., 1]) * torch.polar(torch.ones_like(place_T), place_T)
+    return torch.cat([torch.view_as_real(pair), x_BHTC[..., 2:]], -1)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 16, 40])
@@ -101,7 +108,7 @@ def test_null_slot_can_take_all_attention() -> None:
     memory, x_BTD = make_memory(4), stream(9)
     with torch.no_grad():
         query_BTHC = memory.query(memory.norm(x_BTD)).unflatten(-1, (HEADS, -1))
-        memory.null_key.copy_(1e3 * query_BTHC[0, -1])
+        memory.null_key.copy_(1e3 * query_BTHC[0, -1, :, 2:])
     y_BTD, _ = memory(x_BTD, None, Segments())
     assert_close(y_BTD[0, -1], x_BTD[0, -1])
     assert not torch.allclose(y_BTD[1], x_BTD[1])
