@@ -71,13 +71,13 @@ def _memory_one(
     read_NI, after_NRC, next_keys, next_values, next_valid = _empty_memory(
         projected_NR, tail_NRC, conv_JC, log_temperature_H, null_HC, start_N, keys_NHWC, values_NHWC, valid_NW
     )
-    wide = triton.next_power_of_2(width)
+    wide, half = triton.next_power_of_2(width), rotated(width) // 2
     _memory_kernel[(rows, heads, triton.cdiv(width, STRIP))](
         projected_NR, tail_NRC.contiguous(), conv_JC.contiguous(), log_temperature_H, null_HC.contiguous(),
         None if start_N is None else start_N.contiguous(), keys_NHWC.contiguous(), values_NHWC.contiguous(),
         valid_NW.contiguous(), read_NI, after_NRC, next_keys, next_values, next_valid, heads, window, width,
-        projected_NR.shape[1], REACH=conv_JC.shape[0] - 1, WIDTH=wide, STRIP=STRIP, TURNED=rotated(width),
-        LOG_BASE=math.log2(BASE),
+        projected_NR.shape[1], REACH=conv_JC.shape[0] - 1, WIDTH=wide, STRIP=STRIP, HALF=half,
+        PAIRS=triton.next_power_of_2(max(1, half)), LOG_BASE=math.log2(BASE),
         ENTRIES=min(triton.next_power_of_2(window), max(16, ENTRIES_VALUES // wide)), num_warps=8,
     )  # fmt: skip
     return [read_NI, after_NRC, next_keys, next_values, next_valid]
@@ -108,8 +108,8 @@ def _empty_memory(
 @triton.jit
 def _memory_kernel(p_ptr, tail_ptr, conv_ptr, temperature_ptr, null_ptr, start_ptr, key_ptr, value_ptr, valid_ptr,
                    read_ptr, after_ptr, next_key_ptr, next_value_ptr, next_valid_ptr, heads, window, width, stride,
-                   REACH: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, TURNED: tl.constexpr,
-                   LOG_BASE: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
+                   REACH: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, HALF: tl.constexpr,
+                   PAIRS: tl.constexpr, LOG_BASE: tl.constexpr, ENTRIES: tl.constexpr):  # fmt: skip
     """One row, one head and a strip of its values: an online softmax that begins with the null slot."""
     token, head, strip = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     inner = heads * width
@@ -121,17 +121,18 @@ def _memory_kernel(p_ptr, tail_ptr, conv_ptr, temperature_ptr, null_ptr, start_p
         joined = tl.load(start_ptr + token) == 0
     p_ptr += token * stride
     at = head * width + c
-    raw = tl.load(p_ptr + at, inside, 0.0).to(tl.float32)
-    warmth = tl.exp(tl.load(temperature_ptr + head).to(tl.float32))
-    q = unit_length(raw) * warmth
-    # The other feature of each turned pair, with the sign that a turn gives it.
-    left, turned = c < TURNED // 2, c < TURNED
-    partner = tl.where(left, c + TURNED // 2, c - TURNED // 2)
-    across = tl.load(p_ptr + head * width + partner, turned, 0.0).to(tl.float32)
-    square = tl.sum(raw * raw, 0)
-    across *= warmth * tl.where(square > 1e-12, tl.rsqrt(tl.maximum(square, 1e-12)), 0.0) * tl.where(left, -1.0, 1.0)
-    pair = tl.where(left, c, c - TURNED // 2)
-    rate = tl.where(turned, tl.exp2(pair.to(tl.float32) * (-2.0 * LOG_BASE / max(TURNED, 1))), 0.0)
+    q = tl.load(p_ptr + at, inside, 0.0).to(tl.float32)
+    square = tl.sum(q * q, 0)
+    scale = tl.where(square > 1e-12, tl.rsqrt(tl.maximum(square, 1e-12)), 0.0)
+    scale *= tl.exp(tl.load(temperature_ptr + head).to(tl.float32))
+    q *= scale
+    # The features that turn, as pairs, and the rest.
+    pair = tl.arange(0, PAIRS)
+    turns = pair < HALF
+    q_left = scale * tl.load(p_ptr + head * width + pair, turns, 0.0).to(tl.float32)
+    q_right = scale * tl.load(p_ptr + head * width + HALF + pair, turns, 0.0).to(tl.float32)
+    q_rest = tl.where(c < 2 * HALF, 0.0, q)
+    rate = tl.where(turns, tl.exp2(pair.to(tl.float32) * (-LOG_BASE / max(HALF, 1))), 0.0)
     k = tl.load(p_ptr + inner + at, inside, 0.0).to(tl.float32)
     k = convolve_one(k, conv_ptr, tail_ptr + token * REACH * inner, after_ptr + token * REACH * inner, joined,
                      strip == 0, at, inside, inner, REACH)  # fmt: skip
@@ -151,9 +152,14 @@ def _memory_kernel(p_ptr, tail_ptr, conv_ptr, temperature_ptr, null_ptr, start_p
         tl.store(next_key_ptr + earlier + c[None, :], key, shifted[:, None] & mine[None, :])
         tl.store(next_value_ptr + earlier + own[None, :], value, shifted[:, None] & kept[None, :])
         tl.store(next_valid_ptr + token * window + w - 1, valid, shifted & (head + strip == 0))
+        # Taken again from what the first load brought near.
+        paired = present[:, None] & turns[None, :]
+        left = tl.load(key_ptr + first + w[:, None] * width + pair[None, :], paired, 0.0).to(tl.float32)
+        right = tl.load(key_ptr + first + w[:, None] * width + HALF + pair[None, :], paired, 0.0).to(tl.float32)
         angle = (window - w)[:, None].to(tl.float32) * rate[None, :]
-        turned_q = q[None, :] * tl.cos(angle) + across[None, :] * tl.sin(angle)
-        scores = tl.where(valid, tl.sum(key.to(tl.float32) * turned_q, 1), float("-inf"))
+        cos, sin = tl.cos(angle), tl.sin(angle)
+        scores = tl.sum(left * (q_left * cos - q_right * sin) + right * (q_left * sin + q_right * cos), 1)
+        scores = tl.where(valid, scores + tl.sum(key.to(tl.float32) * q_rest[None, :], 1), float("-inf"))
         before = largest
         largest = tl.maximum(before, tl.max(scores, 0))
         weights = tl.exp(scores - largest)

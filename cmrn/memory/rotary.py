@@ -29,6 +29,10 @@ def rotate(x_BTHC: Tensor, first: int = 0) -> Tensor:
     size = rotated(x_BTHC.shape[-1])
     if not size:
         return x_BTHC
+    if x_BTHC.is_cuda and x_BTHC.dtype != torch.float64:
+        from cmrn.memory.rotary_triton import rotate_rows
+
+        return rotate_rows(x_BTHC, first, size, BASE)
     wide = torch.promote_types(x_BTHC.dtype, torch.float32)
     place_T = torch.arange(first, first + x_BTHC.shape[1], dtype=wide, device=x_BTHC.device)
     rate_C = BASE ** (-torch.arange(0, size, 2, dtype=wide, device=x_BTHC.device) / size)
@@ -40,7 +44,8 @@ def rotate(x_BTHC: Tensor, first: int = 0) -> Tensor:
 
 def rotate_carried(carried: WorkingMemory) -> WorkingMemory:
     """The entries before a chunk, kept as they were read, with the turns of places −W … −1."""
-    keys_BHWC = rotate(carried.keys_BHWC.transpose(1, 2), -carried.keys_BHWC.shape[2]).transpose(1, 2)
+    rows, window = carried.keys_BHWC.flatten(0, 1), carried.keys_BHWC.shape[2]
+    keys_BHWC = rotate(rows[:, :, None], -window).view(carried.keys_BHWC.shape)
     return WorkingMemory(keys_BHWC, carried.values_BHWC, carried.valid_BW, carried.tail_BTC)
 
 
