@@ -45,7 +45,7 @@ def rotate(x_BTHC: Tensor, first: int = 0) -> Tensor:
 def rotate_carried(carried: WorkingMemory) -> WorkingMemory:
     """The entries before a chunk, kept as they were read, with the turns of places −W … −1."""
     rows, window = carried.keys_BHWC.flatten(0, 1), carried.keys_BHWC.shape[2]
-    keys_BHWC = rotate(rows[:, :, None], -window).view(carried.keys_BHWC.shape)
+    keys_BHWC = rotate(rows[:, :, None], -window).reshape(carried.keys_BHWC.shape)
     return WorkingMemory(keys_BHWC, carried.values_BHWC, carried.valid_BW, carried.tail_BTC)
 
 
