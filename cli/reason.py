@@ -41,7 +41,9 @@ def reason(
         str, typer.Option("--world", metavar="W", help="open: what is not said is unknown; closed: it is false.")
     ] = "open",
     proof: Annotated[bool, typer.Option("--proof", help="Show the proof as a tree.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if anything was not understood.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 3 if anything was not understood, or read loosely.")
+    ] = False,
     timeout: Annotated[
         float | None, typer.Option("--timeout", min=0.001, metavar="S", help="Most seconds for each question.")
     ] = None,
@@ -51,7 +53,7 @@ def reason(
     html: Annotated[Path | None, typer.Option("--html", metavar="F", help="Write the answer as one HTML page.")] = None,
 ) -> None:
     """Answer questions about premises in plain English; each step can be checked."""
-    from cmrn.errors import DataError, UsageError
+    from cmrn.errors import UsageError
 
     if world not in ("open", "closed"):
         raise UsageError(f"no world {world!r}", where="--world", hint="--world open or --world closed")
@@ -79,15 +81,34 @@ def reason(
         for each in found:
             _show(settings, each, proof)
         _show_lost(settings, found[0])
+    if strict:
+        _refuse_partial(found)
+    if exit_status:
+        raise typer.Exit(_EXIT[found[0].answer.answer])
+
+
+def _refuse_partial(found: tuple[Reasoned, ...]) -> None:
+    """Refuse an answer that leaves a sentence out or rests on a loose reading.
+
+    Raises:
+        DataError: there is such an answer; names the first sentence, or the question.
+    """
+    from cmrn.errors import DataError
+
     lost = found[0].reading.not_understood
-    if strict and lost:
+    if lost:
         raise DataError(
             f"{len(lost)} of the sentences were not understood, the first at “{lost[0].at}”",
             where=f"chars {lost[0].start}-{lost[0].end}",
             hint=f"nearest accepted form: {lost[0].hint}",
         )
-    if exit_status:
-        raise typer.Exit(_EXIT[found[0].answer.answer])
+    loose = next((each for each in found if each.answer.status == "partial"), None)
+    if loose is not None and loose.question is not None:
+        raise DataError(
+            "the answer rests on a loose reading: see what it assumed",
+            where=f"chars {loose.question.start}-{loose.question.end}",
+            hint="say what is assumed as a premise of its own",
+        )
 
 
 def _read(path: Path, option: str) -> str:

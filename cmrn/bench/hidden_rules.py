@@ -28,7 +28,10 @@ class Hidden:
 
 
 def hidden_rules(seed: int, count: int = 20, atoms: int = 30, given: int = 12, deepest: int = 3) -> Hidden:
-    """`count` rules of one or two premises, chains of at most `deepest`, none implied by another with its head."""
+    """`count` rules of one or two premises, chains of at most `deepest`, none implied by another with its head.
+
+    No premise follows from the other of its rule: nothing that is seen could tell such a rule from one without it.
+    """
     rng = random.Random(seed)
     depth = dict.fromkeys(range(given), 0)
     rules: dict[Rule, None] = {}
@@ -44,9 +47,24 @@ def hidden_rules(seed: int, count: int = 20, atoms: int = 30, given: int = 12, d
         derived = [literal for literal in body if literal // 2 >= given]
         supported = all(any(literal == same for _, same in rules) for literal in derived)
         implied = any(set(body) <= other or other <= set(body) for other in rivals)
-        if supported and len(rivals) < MOST_RULES and not implied:
+        if supported and len(rivals) < MOST_RULES and not implied and _needs_all((*rules, rule)):
             rules[rule] = None
     return Hidden(tuple(rules), atoms, tuple(range(given)))
+
+
+def _needs_all(rules: Sequence[Rule]) -> bool:
+    """Whether no rule has a premise that follows from its other one."""
+    return not any(two in _follows(one, rules) for body, _ in rules for one in body for two in body if one != two)
+
+
+def _follows(literal: int, rules: Sequence[Rule]) -> set[int]:
+    """What follows from one literal alone."""
+    found = {literal}
+    while True:
+        fresh = {head for body, head in rules if found.issuperset(body)} - found
+        if not fresh:
+            return found
+        found |= fresh
 
 
 def examples_of(hidden: Hidden, count: int, flips: float, seed: int) -> Examples:

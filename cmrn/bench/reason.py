@@ -18,14 +18,17 @@ from pathlib import Path
 from cmrn.bench.report import Progress, Report, Row
 from cmrn.bench.theories import FAMILIES, problems
 from cmrn.errors import CMRNError, UsageError
+from cmrn.reasoning.learned import nothing_learned, shipped
 from cmrn.reasoning.reason import examine
 
 __all__ = ["CASES", "Judged", "Posed", "ReasonOptions", "judge", "run", "shared_sets"]
 
-CASES = ("questions", "speed", "rules", "depth", "clutrr")
+CASES = ("questions", "speed", "rules", "depth", "clutrr", "folio")
 LIMIT_MS = 5.0
 _FORWARD_ONLY = frozenset({"ProofWriter OWA D5"})
 """Sets whose answers were made by running rules forward alone; classical logic knows more than they say."""
+_TAUGHT = frozenset({"FOLIO"})
+"""Sets whose annotations taught what is shipped; here they are read by rules alone, and judged in the case `folio`."""
 _LABELS = {"A": "true", "B": "false", "C": "unknown"}
 
 
@@ -99,11 +102,23 @@ def _case_rows(case: str, options: ReasonOptions, progress: Progress) -> list[Ro
         return reason_learning.rule_rows(options.seed, progress)
     if case == "depth":
         return reason_learning.depth_rows(options.seed, progress)
-    folder = _folder(options.data_root)
-    file = None if folder is None else folder / "clutrr_hops2to4.csv.gz"
-    if file is None or not file.is_file():
-        raise UsageError("clutrr_hops2to4.csv.gz is not here", where="--data-root", hint="the folder of reasoning/")
-    return reason_learning.clutrr_rows(file, options.seed, progress)
+    if case == "folio":
+        from cmrn.bench.reason_folio import folio_rows
+
+        return folio_rows(_shared(options.data_root, "folio_train.jsonl.gz"), progress)
+    return reason_learning.clutrr_rows(_shared(options.data_root, "clutrr_hops2to4.csv.gz"), options.seed, progress)
+
+
+def _shared(root: Path, name: str) -> Path:
+    """A public set's file.
+
+    Raises:
+        UsageError: it is not under the data root.
+    """
+    folder = _folder(root)
+    if folder is None or not (folder / name).is_file():
+        raise UsageError(f"{name} is not here", where="--data-root", hint="the folder of reasoning/")
+    return folder / name
 
 
 def _question_rows(options: ReasonOptions, progress: Progress, notes: list[str]) -> list[Row]:
@@ -112,13 +127,14 @@ def _question_rows(options: ReasonOptions, progress: Progress, notes: list[str])
     notes.append(
         "answered: every sentence understood; right: of those answered. Times are of one question, proof included."
     )
+    notes += [f"{name}: read without what its annotations taught; see --case folio." for name in sorted(_TAUGHT)]
     notes += [f"{name}: rules run forward alone, as its answers were made." for name in sorted(_FORWARD_ONLY)]
     found = list(shared_sets(options))
     if not found:
         notes.append("No public set is here: --data-root names the folder that holds reasoning/.")
     for name, posed in found:
         progress(f"{name}: {len(posed)} questions")
-        rows += _rows(name, posed, contraposition=name not in _FORWARD_ONLY)
+        rows += _rows(name, posed, contraposition=name not in _FORWARD_ONLY, learned=name not in _TAUGHT)
     made = problems(options.seed, options.own, options.deepest)
     for family in FAMILIES:
         chosen = [Posed(one.text, one.answer) for one in made if one.family == family]
@@ -127,11 +143,12 @@ def _question_rows(options: ReasonOptions, progress: Progress, notes: list[str])
     return rows
 
 
-def judge(posed: Posed, *, contraposition: bool = True) -> Judged:
-    """The last question of a text, answered and compared."""
+def judge(posed: Posed, *, contraposition: bool = True, learned: bool = True) -> Judged:
+    """The last question of a text, answered and compared. learned: whether a loose reading may use what was learned."""
+    brought = shipped if learned else nothing_learned
     started = time.perf_counter()
     try:
-        answer = examine(posed.text, contraposition=contraposition)[-1].answer
+        answer = examine(posed.text, contraposition=contraposition, learned=brought)[-1].answer
     except CMRNError:
         return Judged(False, False, False, time.perf_counter() - started)
     seconds = time.perf_counter() - started
@@ -140,8 +157,8 @@ def judge(posed: Posed, *, contraposition: bool = True) -> Judged:
     return Judged(answer.status != "partial", right, said in ("true", "false"), seconds)
 
 
-def _rows(name: str, posed: list[Posed], *, contraposition: bool = True) -> list[Row]:
-    judged = [judge(one, contraposition=contraposition) for one in posed]
+def _rows(name: str, posed: list[Posed], *, contraposition: bool = True, learned: bool = True) -> list[Row]:
+    judged = [judge(one, contraposition=contraposition, learned=learned) for one in posed]
     answered = [one for one in judged if one.answered]
     committed = [one for one in answered if one.committed]
     share = sum(one.right for one in answered) / len(answered) * 100 if answered else None

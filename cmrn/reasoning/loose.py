@@ -36,6 +36,7 @@ _REFUSED = word_set(
     "almost because although though while except unless what where how why only before after during in on at among"
 )
 _UNCERTAIN = word_set("probably possibly perhaps maybe unless except whether might may")
+_NEVER_NAMED = word_set("who which that of")
 _OPENERS = word_set(
     "suppose assume also therefore thus hence however furthermore moreover nevertheless finally and but then so"
 )
@@ -43,9 +44,10 @@ _OPENERS = word_set(
 
 @dataclass
 class LooseReader(LoosePhrases):
-    """Reads whole sentences. last: whom the one before spoke of."""
+    """Reads whole sentences. last: whom the one before spoke of; never_named: words that no name has in it."""
 
     last: Term | None = None
+    never_named: frozenset[str] = _NEVER_NAMED
 
     def read(self, tokens: Tokens) -> Formula:
         """The formula of a sentence.
@@ -67,7 +69,7 @@ class LooseReader(LoosePhrases):
     def _sentence(self, words: Tokens) -> Formula:
         low = [token.lower for token in words]
         if low[0] in ("if", "when", "whenever"):
-            return self._conditional(*self._condition(words[1:]))
+            return self._conditional(*self.condition(words[1:]))
         for joint, size in (("if and only if", 4), ("if", 1)):
             at = _find(low, joint.split())
             if at > 0 and low[at - 1] != "even":
@@ -86,16 +88,16 @@ class LooseReader(LoosePhrases):
             return self._either(words[1:])
         if low[0] == "neither":
             raise NotFramedError
-        return self._clauses(words)
+        return self.clauses(words)
 
     def _or_that(self, words: Tokens) -> Formula:
         low = [token.lower for token in words]
         at = _find(low, ["or", "that"])
         if at > 0:
-            return Or((self._clauses(words[:at]), self._clauses(words[at + 2 :])))
-        return self._clauses(words)
+            return Or((self.clauses(words[:at]), self.clauses(words[at + 2 :])))
+        return self.clauses(words)
 
-    def _condition(self, words: Tokens) -> tuple[Tokens, Tokens]:
+    def condition(self, words: Tokens) -> tuple[Tokens, Tokens]:
         """(body, head) of what follows `if`."""
         low = [token.lower for token in words]
         at = low.index("then") if "then" in low else -1
@@ -108,21 +110,21 @@ class LooseReader(LoosePhrases):
 
     def _conditional(self, body: Tokens, head: Tokens, both: bool = False) -> Formula:
         """A rule about whoever its condition speaks of, or between two statements."""
-        if _frame(body)[0] in ("some", "generic"):
+        if self.frame(body)[0] in ("some", "generic"):
             before, self.last = self.last, X
             _, limits, phrase = self._subject(body)
             condition = conjoin([*limits, *parts_of(phrase(X))])
             conclusion = self._about(head, X)
             self.last = before
             return ForAll((X,), Iff(condition, conclusion) if both else Implies(condition, conclusion))
-        condition = self._clauses(body)
-        conclusion = self._clauses(head)
+        condition = self.clauses(body)
+        conclusion = self.clauses(head)
         return Iff(condition, conclusion) if both else Implies(condition, conclusion)
 
     def _about(self, words: Tokens, term: Term) -> Formula:
         """A clause whose subject, a pronoun or the noun again, stands for the term."""
         low = [token.lower for token in words]
-        if low[0] == "either" and not is_verb_form(words[1], ""):
+        if low[0] == "either" and not self.is_verb(words[1]):
             return self._either(words[1:])
         verb = self.verb(words)
         subject = [word for word in low[:verb] if word != "/"]
@@ -130,7 +132,7 @@ class LooseReader(LoosePhrases):
             return self.phrase(words[verb:])(term)
         if subject[0] in ("people", "they", "person", "a", "an", "you", "we", "one") and isinstance(term, Variable):
             return self.phrase(words[verb:])(term)
-        return self._clauses(words)
+        return self.clauses(words)
 
     def _there(self, words: Tokens) -> Formula:
         denied = words[0].lower in ("no", "not")
@@ -147,17 +149,17 @@ class LooseReader(LoosePhrases):
         for at in cuts:
             left, right = strip(words[:at]), words[at + 1 :]
             if self._has_verb(left) and self._has_verb(right) and _starts_subject(right):
-                frame = _frame(left)[0]
+                frame = self.frame(left)[0]
                 if frame in ("generic", "some"):
                     _, limits, phrase = self._subject(left)
                     said: Formula = Xor((phrase(X), self._about(right, X)))
                     return ForAll((X,), Implies(conjoin(limits), said) if limits else said)
-                first = self._clauses(left)
-                return Xor((first, self._about(right, self.last) if self.last is not None else self._clauses(right)))
+                first = self.clauses(left)
+                return Xor((first, self._about(right, self.last) if self.last is not None else self.clauses(right)))
         if cuts and self._has_verb(words[: cuts[0]]) and not _starts_clause(words[cuts[0] + 1 :]):
             verb = self.verb(words)
             either = Token("either", "either", 0, 0)
-            return self._clauses([*words[: verb + 1], either, *words[verb + 1 :]])
+            return self.clauses([*words[: verb + 1], either, *words[verb + 1 :]])
         if len(cuts) == 1 and not self._has_verb(words):
             parts = tuple(self.leaf(part)(X) for part in (words[: cuts[0]], words[cuts[0] + 1 :]))
             return ForAll((X,), Xor(parts))
@@ -169,21 +171,21 @@ class LooseReader(LoosePhrases):
         except NotFramedError:
             return False
 
-    def _clauses(self, words: Tokens) -> Formula:
+    def clauses(self, words: Tokens) -> Formula:
         """Clauses of their own subjects joined by `and`, `or`, `but`; else one clause."""
         low = [token.lower for token in words]
         for joint in ("and", "but", "or"):
             for at, word in enumerate(low):
                 left, right = strip(words[:at]), words[at + 1 :]
                 if word == joint and left and right and self._own_subject(right) and self._has_verb(left):
-                    if _frame(left)[0] in ("generic", "some", "every", "no"):
+                    if self.frame(left)[0] in ("generic", "some", "every", "no"):
                         continue
-                    first = self._clauses(left)
-                    second = self._clauses(right)
+                    first = self.clauses(left)
+                    second = self.clauses(right)
                     return Or((first, second)) if joint == "or" else And((first, second))
         if low[0] in PRONOUNS and self.last is not None:
             return self.phrase(words[self.verb(words) :])(self.last)
-        return self._clause(words)
+        return self.clause(words)
 
     def _own_subject(self, words: Tokens) -> bool:
         """Whether words begin a clause of their own: a name, a pronoun or a quantified noun, and a verb behind it."""
@@ -195,7 +197,8 @@ class LooseReader(LoosePhrases):
             return False
         return 0 < verb < 5 and not any(token.lower in ("or", "and", ",", "that", "who") for token in words[:verb])
 
-    def _clause(self, words: Tokens) -> Formula:
+    def clause(self, words: Tokens) -> Formula:
+        """A clause of one subject and its phrase."""
         kind, limits, phrase = self._subject(words)
         if kind.startswith("name:"):
             names = kind.removeprefix("name:").split(" & ")
@@ -209,14 +212,18 @@ class LooseReader(LoosePhrases):
         whole = ForAll((X,), Implies(conjoin(limits), said) if limits else said)
         return deny(whole) if kind == "not every" else whole
 
+    def frame(self, words: Tokens) -> tuple[str, int]:
+        """(every, no, some, not every, generic or name; where its noun begins)."""
+        return _frame(words)
+
     def _subject(self, words: Tokens) -> tuple[str, list[Formula], Say]:
         """(kind of subject, what its noun says of x, what is said of it)."""
-        frame, start = _frame(words)
+        frame, start = self.frame(words)
         if frame == "name":
             verb = self.verb(words)
             text = [token.text for token in words[:verb]]
             names = " ".join(text).replace(" , and ", " & ").replace(" and ", " & ").replace(" , ", " & ")
-            if any(word in ("who", "which", "that", "of") for word in text) or not text:
+            if not text or any(word in self.never_named for word in text):
                 raise NotFramedError
             return "name:" + names.lower().removeprefix("the "), [], self.phrase(words[verb:])
         verb = self.main_verb(words, start)

@@ -98,7 +98,15 @@ class LoosePhrases:
         before = words[at - 1].lower if at else ""
         if before in _BEFORE_NOUNS:
             return False
-        return is_verb_form(words[at], following, self.verbs)
+        return self.is_verb(words[at], following)
+
+    def is_verb(self, token: Token, following: str = "") -> bool:
+        """Whether a word may be a finite verb; `following` is the word behind it."""
+        return is_verb_form(token, following, self.verbs)
+
+    def joins(self, token: Token) -> bool:
+        """Whether `and`, `or` or `but` may join phrases where it stands, rather than words inside one."""
+        return True
 
     def noun(self, words: Tokens, plural: bool) -> Callable[[Term], list[Formula]]:
         """What a noun, with the relative clause behind it, says."""
@@ -116,7 +124,7 @@ class LoosePhrases:
     def phrase(self, words: Tokens, prefix: Tokens = ()) -> Say:
         """What a verb phrase says: its frame of and, or, not taken apart, the rest left whole."""
         words = [token for token in strip(words) if token.lower != "also"]
-        begins = len(words) > 1 and (is_verb_form(words[1], "", self.verbs) or words[1].lower in _ADVERBS)
+        begins = len(words) > 1 and (self.is_verb(words[1]) or words[1].lower in _ADVERBS)
         if begins and words[0].lower in PRONOUNS:
             words = words[1:]
         low = [token.lower for token in words]
@@ -156,11 +164,11 @@ class LoosePhrases:
         """(left, right, the words that right takes over, And or Or) at the `or`, `but` or `and` that joins phrases."""
         for joint in ("or", "but", "and"):
             made: type[And] | type[Or] = Or if joint == "or" else And
-            for at in (k for k, word in enumerate(low) if word == joint and 0 < k < len(low) - 1):
+            for at in (k for k in range(1, len(low) - 1) if low[k] == joint and self.joins(words[k])):
                 left, right = strip(words[:at]), strip(words[at + 1 :])
                 if not left or not right or "between" in low[:at]:
                     continue
-                lead = (*prefix, *_lead(left))
+                lead = (*prefix, *self._lead(left))
                 if right[0].lower in AUXILIARIES:
                     return left, right, (), made
                 if right[0].lower in ("not", "never", "either", "neither", "both"):
@@ -168,7 +176,7 @@ class LoosePhrases:
                 helped = bool(lead) and lead[0].lower in MODALS | {"do", "does", "did"}
                 if self._leads_phrase(right):
                     return left, right, lead[:1] if helped else (), made
-                short = len(left) - len(_lead(left)) <= 2 and not any(word in PREPOSITIONS for word in low[:at])
+                short = len(left) - len(self._lead(left)) <= 2 and not any(word in PREPOSITIONS for word in low[:at])
                 copula = bool(lead) and lead[0].lower in BE
                 if copula and (short or right[0].lower in ("a", "an") or right[0].lower in PREPOSITIONS):
                     return left, right, lead, made
@@ -176,10 +184,22 @@ class LoosePhrases:
                     return left, right, lead, made
         return None
 
+    def _lead(self, words: Tokens) -> Tokens:
+        """The copula or verb that a following complement without one takes over."""
+        kept = []
+        for token in words:
+            if token.lower in AUXILIARIES and token.lower not in ("not",):
+                kept.append(token)
+            else:
+                break
+        if kept and kept[0].lower in BE | MODALS:
+            return kept
+        return [token for token in words[:1] if self.is_verb(token)]
+
     def _leads_phrase(self, words: Tokens) -> bool:
         """Whether words begin a verb phrase of their own."""
         following = words[1].lower if len(words) > 1 else ""
-        if is_verb_form(words[0], following, self.verbs) and following not in ("and", "or"):
+        if self.is_verb(words[0], following) and following not in ("and", "or"):
             return True
         word = words[0].lower
         return (
@@ -200,7 +220,7 @@ class LoosePhrases:
                 raise NotFramedError
             lead = [*prefix, *(token for token in words[:at] if token.lower != "not")]
             left, right = words[at + 1 : at + 1 + cut], words[at + 2 + cut :]
-            lead_right = lead or list(_lead(left))
+            lead_right = lead or list(self._lead(left))
             own = bool(right) and (right[0].lower in AUXILIARIES or (not lead and self._leads_phrase(right)))
             first = self.phrase(left, lead)
             second = self.phrase(right, () if own else lead_right)
@@ -219,7 +239,7 @@ class LoosePhrases:
         low = [token.lower for token in words]
         copula = low[0] in BE
         at = next((k for k, word in enumerate(low) if word in ("who", "that", "which")), None)
-        if copula and at is not None and at + 1 < len(words) and is_verb_form(words[at + 1], ""):
+        if copula and at is not None and at + 1 < len(words) and self.is_verb(words[at + 1]):
             noun = self.noun(words[1:], False)
             return lambda term: conjoin(noun(term))
         start = next((k for k, word in enumerate(low[:4]) if word in ("a", "an")), None)
@@ -279,19 +299,6 @@ def _matching(inner: list[str], frame: str, joint: str) -> int | None:
                 return at
             depth -= 1
     return None
-
-
-def _lead(words: Tokens) -> Tokens:
-    """The copula or verb that a following complement without one takes over."""
-    kept = []
-    for token in words:
-        if token.lower in AUXILIARIES and token.lower not in ("not",):
-            kept.append(token)
-        else:
-            break
-    if kept and kept[0].lower in BE | MODALS:
-        return kept
-    return [token for token in words[:1] if is_verb_form(token, "")]
 
 
 def _same_group(low: list[str], first: int, at: int) -> bool:

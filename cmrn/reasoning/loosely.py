@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from cmrn.reasoning.alignment import bridges
+from cmrn.reasoning.alignment import NARROWER, Bridge, bridges
 from cmrn.reasoning.formulas import atoms, constants, rebuild
+from cmrn.reasoning.learned import Learned, nothing_learned
 from cmrn.reasoning.loose import LooseReader
-from cmrn.reasoning.loose_phrases import NotFramedError, parts_of
+from cmrn.reasoning.loose_phrases import NotFramedError, X, parts_of
 from cmrn.reasoning.loose_words import learned_verbs
 from cmrn.reasoning.meaning import conjoin
 from cmrn.reasoning.questions import lead_words, preamble
 from cmrn.reasoning.segment import Sentence, Token, segment, tokenize
+from cmrn.reasoning.tagged import TaggedReader, marks_of
+from cmrn.reasoning.tagger import Tagger
 from cmrn.reasoning.theory import (
     Atom,
     Constant,
@@ -27,19 +30,25 @@ from cmrn.reasoning.theory import (
     Theory,
     Xor,
 )
+from cmrn.reasoning.verbalise import say
 
 __all__ = ["read_loosely"]
 
 LOOSELY = "read loosely: phrases are compared as wholes, not taken apart"
+BY_MARKS = "read by learned marks"
 MOST_SENTENCES = 100
 MOST_CHOICES = 4
 _HINT = "a subject with all, every, no, some or a name, and one verb phrase"
 
 
-def read_loosely(pieces: Sequence[str], lost: tuple[NotUnderstood, ...]) -> Reading | None:
+def read_loosely(
+    pieces: Sequence[str], lost: tuple[NotUnderstood, ...], learned: Callable[[], Learned] = nothing_learned
+) -> Reading | None:
     """The loose reading of texts that end in a statement asked about (`True or false: …`); None for any other.
 
-    lost: what the grammar did not understand, which the reading keeps, so that its answers stay marked.
+    lost: what the grammar did not understand, which the reading keeps, with what it does not frame itself, so that its
+    answers stay marked. learned: what else may frame a sentence and bridge phrases; with a likeness, nouns that rules
+    are about are taken for granted too.
     """
     sentences = [sentence for piece in pieces for sentence in segment(piece)]
     tokens = [_bare(tokenize(sentence)) for sentence in sentences]
@@ -48,10 +57,12 @@ def read_loosely(pieces: Sequence[str], lost: tuple[NotUnderstood, ...]) -> Read
         return None
     first, statement = asked
     said = [(s, words) for s, words in zip(sentences[:first], tokens[:first], strict=True) if words]
+    brought = learned()
     reader = LooseReader(verbs=learned_verbs([words for _, words in said] + [statement]))
-    read = _read_all(reader, [*(words for _, words in said), statement])
+    read, by_marks = _read_all(reader, [*(words for _, words in said), statement], brought.tagger)
     if read[-1] is None:
         return None
+    unframed = [sentence for (sentence, _), formula in zip(said, read, strict=False) if formula is None]
     read, domains, notes = _domains(read)
     *premises, query = _aliases(read)
     statements = [
@@ -66,11 +77,22 @@ def read_loosely(pieces: Sequence[str], lost: tuple[NotUnderstood, ...]) -> Read
     names = frozenset(c for formula in (*premises, query) if formula is not None for c in constants(formula))
     statements += [
         Statement(f"B{number}", bridge.formula, bridge.text, 0, 0, "rule", bridge.degree)
-        for number, bridge in enumerate(bridges(phrases, domains, names), 1)
+        for number, bridge in enumerate(bridges(phrases, domains, names, brought.likeness), 1)
+    ]
+    statements += [
+        Statement(f"B{number}", one.formula, one.text, 0, 0, "rule", one.degree)
+        for number, one in enumerate(_taken_for((*premises, query)) if brought.likeness else (), len(statements) + 1)
     ]
     end = sentences[-1]
     question = Question("truth", end.text, end.start, end.end, query)
-    return Reading(Theory(tuple(statements), "open"), (question,), lost, (LOOSELY, *notes))
+    marked = [f"{BY_MARKS}: {say(read[at] or query)}" for at in sorted(by_marks)]
+    known = {one.start for one in lost}
+    dropped = [
+        NotUnderstood(one.text, one.start, one.end, one.text.split()[0], _HINT, sentences.index(one) + 1)
+        for one in unframed
+        if one.start not in known
+    ]
+    return Reading(Theory(tuple(statements), "open"), (question,), (*lost, *dropped), (LOOSELY, *marked, *notes))
 
 
 def _bare(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
@@ -92,18 +114,42 @@ def _asked(sentences: Sequence[Sentence], tokens: Sequence[tuple[Token, ...]]) -
     return (last, tokens[last][lead:]) if lead and len(tokens[last]) > lead else None
 
 
-def _read_all(reader: LooseReader, sentences: Sequence[tuple[Token, ...]]) -> list[Formula | None]:
-    """Each sentence's formula; of several the one whose phrases the passage has elsewhere too, else the first."""
+def _read_all(
+    reader: LooseReader, sentences: Sequence[tuple[Token, ...]], tagger: Tagger | None
+) -> tuple[list[Formula | None], set[int]]:
+    """(each sentence's formula, which of them the tagger framed).
+
+    Of several formulas it is the one whose phrases the passage has elsewhere too, else the first.
+    """
     options = [_choices(reader, words) for words in sentences]
+    marked = [() if tagger is None else _marked(reader, words, tagger) for words in sentences]
     seen: Counter[str] = Counter()
-    for found in options:
-        seen.update({atom.predicate for formula in found for atom in atoms(formula)})
+    for ruled, learned in zip(options, marked, strict=True):
+        seen.update({atom.predicate for formula in (*ruled, *learned) for atom in atoms(formula)})
 
     def known(formula: Formula) -> float:
         names = [atom.predicate for atom in atoms(formula)]
         return sum(seen[name] > 1 for name in names) / len(names)
 
-    return [max(found, key=known) if found else None for found in options]
+    read: list[Formula | None] = []
+    by_marks: set[int] = set()
+    for at, (ruled, learned) in enumerate(zip(options, marked, strict=True)):
+        chosen = max((*ruled, *learned), key=known, default=None)
+        read.append(chosen)
+        if chosen is not None and chosen not in ruled:
+            by_marks.add(at)
+    return read, by_marks
+
+
+def _marked(reader: LooseReader, words: tuple[Token, ...], tagger: Tagger) -> tuple[Formula, ...]:
+    """The formula of a sentence by the tagger's marks, if it is sure of them and they make one."""
+    marks = marks_of(tagger, words)
+    if marks is None:
+        return ()
+    try:
+        return (TaggedReader(reader.phrases, reader.verbs, marks=marks).read(words),)
+    except NotFramedError:
+        return ()
 
 
 def _choices(reader: LooseReader, words: tuple[Token, ...]) -> list[Formula]:
@@ -148,6 +194,27 @@ def _domains(read: Sequence[Formula | None]) -> tuple[list[Formula | None], froz
     gone = [single[name] for name in dropped if changed != list(read) and name in single]
     notes = tuple(f"all that is spoken of is taken for “{word}”" for word in sorted(gone))
     return changed, frozenset(single.values()), notes
+
+
+def _taken_for(read: Sequence[Formula | None]) -> Iterator[Bridge]:
+    """That all that is spoken of is what rules begin with: a building, in rules about buildings that are this or that.
+
+    Only of a noun that some rule narrows down, and that nothing concludes or denies.
+    """
+    narrowed: dict[str, None] = {}
+    concluded: set[str] = set()
+    for formula in read:
+        if isinstance(formula, ForAll) and isinstance(formula.part, Implies):
+            first, *rest = parts_of(formula.part.body)
+            if rest and isinstance(first, Literal) and first.positive and " " not in _word(first.atom.predicate):
+                narrowed[first.atom.predicate] = None
+            concluded.update(atom.predicate for atom in atoms(formula.part.head))
+        elif isinstance(formula, ForAll):
+            concluded.update(atom.predicate for atom in atoms(formula))
+    for name in narrowed:
+        if name not in concluded:
+            text = f"all that is spoken of is “{_word(name)}”"
+            yield Bridge(ForAll((X,), Literal(Atom(name, (X,)))), text, NARROWER)
 
 
 def _word(name: str) -> str:

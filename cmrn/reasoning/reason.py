@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cmrn.errors import DataError
 from cmrn.reasoning.induction import induce
+from cmrn.reasoning.learned import Learned, nothing_learned, shipped
 from cmrn.reasoning.lexicon import CLOSED, PREPOSITIONS, singulars
 from cmrn.reasoning.limits import Limits
 from cmrn.reasoning.loosely import read_loosely
@@ -130,11 +131,12 @@ def examine(
     rules: Sequence[str] = (),
     limits: Limits | None = None,
     contraposition: bool = True,
+    learned: Callable[[], Learned] = shipped,
 ) -> tuple[Reasoned, ...]:
     """Every question's answer, in order; one, of what follows, where the text asks nothing.
 
     contraposition: whether rules are also used from head to body, as in classical logic; without it they only run
-    forward.
+    forward. learned: what a loose reading may use beside its rules; only called where the rules do not answer.
 
     Raises:
         EmptyTextError: there are no words.
@@ -151,33 +153,43 @@ def examine(
         raise TooLongError(f"the text is longer than {LONGEST >> 20} MiB", hint="split it")
     readings = read(text, facts=facts, rules=rules, world=world)
     may = world == "open" and contraposition
-    loose = _loosely(pieces, readings[0], limits) if may and readings[0].not_understood else None
+    loose = _loosely(pieces, readings[0], limits, learned) if may and readings[0].not_understood else None
     if loose is not None and not (readings[0].theory.statements and readings[0].questions):
         return (loose,)
     _check(readings[0], pieces)
     count = max(1, len(readings[0].questions))
     found = tuple(_answer(readings, number, limits, contraposition) for number in range(count))
     if may and count == 1 and found[0].answer.answer == "unknown":
-        loose = loose or _loosely(pieces, readings[0], limits)
+        loose = loose or _loosely(pieces, readings[0], limits, learned)
         return found if loose is None else (loose,)
     return found
 
 
-def _loosely(pieces: Sequence[str], reading: Reading, limits: Limits | None) -> Reasoned | None:
-    """The answer of a loose reading, marked as partial with what it takes for granted; None where it has none.
+def _loosely(
+    pieces: Sequence[str], reading: Reading, limits: Limits | None, learned: Callable[[], Learned]
+) -> Reasoned | None:
+    """The answer of a loose reading, by its rules or, failing these, with what was learned; None where it has none.
 
-    Where the grammar understood everything, only rules between phrases can tell more than it did.
+    It is marked as partial, with what it takes for granted. Where the grammar understood everything, only rules
+    between phrases can tell more than it did.
     """
-    loose = read_loosely(pieces, reading.not_understood)
-    if loose is None:
-        return None
+    for bring in (nothing_learned, learned):
+        loose = read_loosely(pieces, reading.not_understood, bring)
+        found = None if loose is None else _committed(loose, limits, bool(reading.not_understood))
+        if found is not None:
+            return found
+    return None
+
+
+def _committed(loose: Reading, limits: Limits | None, lost: bool) -> Reasoned | None:
+    """The answer of a loose reading where it is true or false without contradiction; None where it is not."""
     question = loose.questions[0]
     answer = solve(loose.theory, question, limits)
     if answer.answer not in ("true", "false") or answer.contradictions:
         return None
     cited = {name for step in answer.steps for name in step.premises}
     bridges = [one.text for one in loose.theory.statements if one.id in cited and one.id.startswith("B")]
-    if not (bridges or reading.not_understood or len(loose.assumptions) > 1):
+    if not (bridges or lost or len(loose.assumptions) > 1):
         return None
     assumptions = (*answer.assumptions, *loose.assumptions, *bridges)
     return Reasoned(question, replace(answer, status="partial", assumptions=assumptions), loose)

@@ -52,6 +52,32 @@ def test_strict_refuses_what_was_not_understood(capsys: pytest.CaptureFixture[st
     assert run(["reason", "Tom is kind. Is Tom kind?", "--strict"]) == 0
 
 
+LOOSE = (
+    "All people who regularly drink coffee in the morning sleep badly at night. Ann drinks coffee in the morning and "
+    "reads much. True or false: Ann sleeps badly at night."
+)
+
+
+def test_strict_refuses_a_loose_reading(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reason", LOOSE]) == 0
+    shown = capsys.readouterr().out
+    assert "true (partial)" in shown
+    assert "assumed: read loosely" in shown
+    assert run(["reason", LOOSE, "--strict"]) == 3
+    capsys.readouterr()
+
+
+def test_strict_refuses_rules_between_phrases_though_every_sentence_was_understood(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = "All monitors in the library are cheap. Zib is in the library. True or false: Zib is cheap."
+    run(["reason", text, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert (document["answer"], document["status"], document["not_understood"]) == ("true", "partial", [])
+    assert run(["reason", text, "--strict"]) == 3
+    assert "loose reading" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -114,5 +140,6 @@ def test_bench_compares_random_theories_in_parts(capsys: pytest.CaptureFixture[s
 
 def test_bench_refuses_a_case_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(["bench", "reason", "--case", "folly"]) == 2
-    assert "questions, speed, rules, depth, clutrr" in capsys.readouterr().err
+    assert "questions, speed, rules, depth, clutrr, folio" in capsys.readouterr().err
     assert run(["bench", "reason", "--case", "clutrr", "--data-root", str(tmp_path)]) == 2
+    assert run(["bench", "reason", "--case", "folio", "--data-root", str(tmp_path)]) == 2

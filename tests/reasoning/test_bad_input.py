@@ -11,7 +11,14 @@ from cmrn.bench.random_theories import ask, literal
 from cmrn.errors import DataError
 from cmrn.reasoning.chain import compile_rules
 from cmrn.reasoning.limits import ExplosionError, Limits, OutOfStepsError
-from cmrn.reasoning.reason import examine
+from cmrn.reasoning.reason import (
+    EmptyTextError,
+    NoPremisesError,
+    NotEnglishError,
+    NothingUnderstoodError,
+    TooLongError,
+    examine,
+)
 from cmrn.reasoning.solve import solve
 from cmrn.reasoning.theory import Constant, Statement, Theory
 from cmrn_cli.main import run
@@ -121,6 +128,25 @@ def test_what_holds_no_premise_says_which_way(told: Any, text: str, message: str
     code, document, errors = told(text)
     assert (code, document) == (3, {})
     assert message in json.loads(errors)["error"]["message"]
+
+
+def test_each_kind_of_nothing_has_its_own_error() -> None:
+    texts = {"": EmptyTextError, "猫はかわいい。": NotEnglishError, "Is Bob red?": NoPremisesError,
+             "Frobnicate of the.": NothingUnderstoodError, "a " * (3 << 20): TooLongError}  # fmt: skip
+    for text, error in texts.items():
+        with pytest.raises(error):
+            examine(text)
+
+
+def test_a_sentence_only_the_learned_parser_reads_is_shown_marked_and_refused_under_strict(told: Any) -> None:
+    text = (
+        "The Vornish of Klee vasticates in Drell. Anything that vasticates in Drell is calm at night. "
+        "True or false: The Vornish of Klee is calm at night."
+    )
+    code, document, _ = told(text)
+    assert (code, document["answer"], document["status"]) == (0, "true", "partial")
+    assert any(line.startswith("read by learned marks: ") for line in document["assumptions"])
+    assert told(text, "--strict")[0] == 3
 
 
 def test_each_question_has_its_answer(told: Any) -> None:

@@ -117,6 +117,8 @@ def test_bridges_have_degrees_and_are_told() -> None:
         ("former member", "member", False),
         ("live without fear", "live in fear", False),
         ("produce film", "film", False),
+        ("make before 2020", "make after 2020", False),
+        ("flight from boston", "flight boston", False),
     ],
 )
 def test_which_phrases_are_bridged(one: str, two: str, same: bool) -> None:

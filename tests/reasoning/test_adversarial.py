@@ -1,0 +1,92 @@
+"""Sentences made to be misread: what is answered without a mark must be right."""
+
+from __future__ import annotations
+
+import pytest
+
+from cmrn.errors import CMRNError
+from cmrn.reasoning.reason import examine
+
+CASES = (
+    ("All but one of the cats are red. Tom is a cat. Is Tom red?", "unknown"),
+    ("Not all birds can fly. Tweety is a bird. Can Tweety fly?", "unknown"),
+    ("Hardly any birds can fly. Tweety is a bird. Can Tweety fly?", "unknown"),
+    ("Few birds can fly. Tweety is a bird. Can Tweety fly?", "unknown"),
+    ("Only cats are red. Tom is a cat. Is Tom red?", "unknown"),
+    ("Tom used to be red. Is Tom red?", "unknown"),
+    ("Bob thinks that Tom is red. Is Tom red?", "unknown"),
+    ("Tom is nearly red. Is Tom red?", "unknown"),
+    ("Tom is as kind as Bob. Is Tom kind?", "unknown"),
+    ("Every cat likes a dog. Tom is a cat. Rex is a dog. Does Tom like Rex?", "unknown"),
+    ("Tom is a former cat. Is Tom a cat?", "unknown"),
+    ("Tom is a toy cat. Is Tom a cat?", "unknown"),
+    ("Tom is anything but red. Is Tom red?", "unknown"),
+    ("Tom is far from kind. Is Tom kind?", "unknown"),
+    ("Tom refuses to eat fish. Does Tom eat fish?", "unknown"),
+    ("Tom barely eats fish. Does Tom eat fish?", "unknown"),
+    ("Unless Tom is red, Bob is kind. Tom is not red. Is Bob kind?", "true"),
+    ("Every cat but Tom is red. Tom is a cat. Is Tom red?", "unknown"),
+    ("All cats other than Tom are red. Tom is a cat. Is Tom red?", "unknown"),
+    ("Some cats are not red. Tom is a cat. Is Tom red?", "unknown"),
+    ("At most one cat is red. Tom is a cat. Is Tom red?", "unknown"),
+    ("Tom and Bob together are heavy. Is Tom heavy?", "unknown"),
+    ("Tom is kind only if Bob is red. Bob is red. Is Tom kind?", "unknown"),
+    ("The cat Tom chased is red. Is Tom red?", "unknown"),
+    ("Tom is not only red but also kind. Is Tom red?", "true"),
+    ("Tom is red, not kind. Is Tom kind?", "false"),
+    ("Tom is less kind than Bob. Is Tom kind?", "unknown"),
+    ("Tom almost never eats fish. Does Tom eat fish?", "unknown"),
+    ("Tom is said to be red. Is Tom red?", "unknown"),
+    ("Nobody but Tom is red. Is Tom red?", "true"),
+    ("Tom doubts that Bob is kind. Is Bob kind?", "unknown"),
+    ("Tom is not a red cat. Is Tom red?", "unknown"),
+    ("Tom is not a red cat. Is Tom a cat?", "unknown"),
+    ("Tom denies being red. Is Tom red?", "unknown"),
+    ("Supposedly Tom is red. Is Tom red?", "unknown"),
+    ("Tom is red according to Bob. Is Tom red?", "unknown"),
+    ("Tom is too kind to be red. Is Tom red?", "unknown"),
+    ("Tom would be red if Bob were kind. Is Tom red?", "unknown"),
+    ("Cats that chase no dogs are red. Tom is a cat. Tom chases Rex. Rex is a dog. Is Tom red?", "unknown"),
+    ("Two cats are red. Tom is a cat. Is Tom red?", "unknown"),
+    ("Tom, unlike Bob, is red. Is Bob red?", "unknown"),
+    ("Tom is no longer red. Is Tom red?", "false"),
+    ("Not every cat that is red is kind. Tom is a red cat. Is Tom kind?", "unknown"),
+    ("None but cats are red. Tom is a cat. Is Tom red?", "unknown"),
+    ("Nearly all cats are red. Tom is a cat. Is Tom red?", "unknown"),
+    ("Tom is Bob's cat. Is Bob a cat?", "unknown"),
+    ("Tom's cat is red. Is Tom red?", "unknown"),
+    ("Whether or not Tom is red, Bob is kind. Is Tom red?", "unknown"),
+    ("Tom owns a car. True or false: Tom owns a Japanese car.", "unknown"),
+    ("Tom is a cat. True or false: Tom is a big cat.", "unknown"),
+)
+
+
+@pytest.mark.parametrize(("text", "right"), CASES)
+def test_what_is_answered_without_a_mark_is_right(text: str, right: str) -> None:
+    try:
+        (found,) = examine(text)
+    except CMRNError:
+        return
+    if found.answer.status == "ok":
+        assert found.answer.answer == right
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "All products made before 2020 are cheap in Boston. The lamp is made after 2020. True or false: The lamp is "
+        "cheap in Boston.",
+        "All tennis umpires from Spain are strict at work. Tom is a tennis player from Spain. True or false: Tom is "
+        "strict at work.",
+        "Everyone who likes hot tea with milk is calm at work. Tom likes cold tea with milk. True or false: Tom is "
+        "calm at work.",
+        "All who watch 3 movies a week are tired at work. Tom watches 4 movies a week. True or false: Tom is tired at "
+        "work.",
+    ],
+)
+def test_a_loose_reading_takes_no_opposites_for_the_same(text: str) -> None:
+    try:
+        (found,) = examine(text)
+    except CMRNError:
+        return
+    assert found.answer.answer == "unknown"
