@@ -135,9 +135,8 @@ def _optional() -> Iterator[Check]:
 def _sqlite() -> Iterator[Check]:
     safe = sqlite3.sqlite_version_info >= SAFE_SQLITE
     wanted = ".".join(map(str, SAFE_SQLITE))
-    detail = (
-        sqlite3.sqlite_version if safe else f"{sqlite3.sqlite_version}; {wanted} or newer is safer with many writers"
-    )
+    risk = f"before {wanted} two writers of one database may damage it; a memory has one, so it is safe from that"
+    detail = sqlite3.sqlite_version if safe else f"{sqlite3.sqlite_version}; {risk}"
     yield Check("sqlite", "ok" if safe else "warning", detail)
 
 

@@ -46,7 +46,7 @@ EXAMPLES = {
     "search": (
         'cmrn memory search "who won the prize twice"',
         'cmrn memory search "dosage of ibuprofen" -k 3 --namespace medical --where year=2020',
-        'cmrn memory search "limits" --json',
+        'cmrn memory search "limits" --per-source 1 --json',
     ),
     "get": ("cmrn memory get nq00000", "cmrn memory get record:12 --json", "cmrn memory get nq00000 --store other"),
     "edit": (
@@ -201,6 +201,9 @@ def search(
     where: Annotated[
         list[str] | None, typer.Option("--where", metavar="K=V", help="Only where a field has a value. Repeatable.")
     ] = None,
+    per_source: Annotated[
+        int | None, typer.Option("--per-source", min=1, metavar="N", help="At most so many hits of one source.")
+    ] = None,
     namespace: NamespaceOption = None,
     store: StoreOption = Path("memory"),
 ) -> None:
@@ -219,11 +222,17 @@ def search(
 
         spaces = None if namespace is None else [namespace]
         with VectorIndex.open(opened, warn=warn_on(settings), build="never") as index:
-            (hits,) = index.search(encoder.embed([query]), count, namespaces=spaces, where=matches if wanted else None)
+            found = index.search(
+                encoder.embed([query]),
+                count,
+                namespaces=spaces,
+                where=matches if wanted else None,
+                per_source=per_source,
+            )
     if settings.json:
-        write_json({"hits": [{**record_document(hit.record), "score": hit.score} for hit in hits]})
-    elif hits:
-        show_hits(settings, hits)
+        write_json({"hits": [{**record_document(hit.record), "score": hit.score} for hit in found[0]]})
+    elif found[0]:
+        show_hits(settings, found[0])
     else:
         notice(settings, "nothing found")
 

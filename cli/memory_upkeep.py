@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ EXAMPLES = {
     "export": (
         "cmrn memory export memory.jsonl",
         "cmrn memory export medical.jsonl --namespace medical",
-        "cmrn memory export memory.jsonl && cmrn memory populate memory.jsonl --store other",
+        "cmrn memory export - | cmrn memory populate - --store other",
     ),
     "copy": ("cmrn memory copy memory backup", "cmrn memory copy memory /mnt/backup", "cmrn memory copy a b --json"),
     "reembed": (
@@ -116,15 +117,18 @@ def compact(settings: Settings, store: StoreOption = Path("memory"), wait: WaitO
 
 def export(
     settings: Settings,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the JSON Lines go.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE|-", help="Where the JSON Lines go; - is stdout.")],
     namespace: NamespaceOption = None,
     store: StoreOption = Path("memory"),
 ) -> None:
     """Write the records as JSON Lines, which `populate` reads back."""
-    from cmrn.memory.exchange import export_store
+    from cmrn.memory.exchange import export_lines, export_store
     from cmrn.memory.store import MemoryStore
 
     with MemoryStore.open(store, warn=warn_on(settings)) as opened:
+        if str(file) == "-":
+            sys.stdout.writelines(line.decode("ascii") for line in export_lines(opened, namespace))
+            return
         count = export_store(opened, file, namespace)
     if settings.json:
         write_json({"file": str(file), "records": count})

@@ -1,7 +1,7 @@
 """Other indexes and vector stores that a search is compared with, each where it is installed.
 
-Each is built with its own defaults, or what its manual gives for as many vectors, and searched one query at a time at
-rising efforts, of which a caller takes the first that finds enough.
+Each is built with its own defaults, or what its manual gives for as many vectors, and searched at rising efforts, of
+which a caller takes the first that finds enough. Several queries are given as each takes them: all in one call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 __all__ = ["PEERS", "Peer", "Search", "installed"]
 
 Floats: TypeAlias = NDArray[np.float32]
-Search: TypeAlias = Callable[[Floats, int], Sequence[int]]
+Search: TypeAlias = Callable[[Floats, int], Sequence[Sequence[int]]]
 EFFORTS = (50, 100, 200, 300, 400, 600, 800, 1200, 1600, 2400)
 
 
@@ -41,7 +41,11 @@ class Peer(ABC):
 
     @abstractmethod
     def searcher(self, effort: Any) -> Search:
-        """Finds the numbers of the k nearest of one query."""
+        """Finds the numbers of the k nearest of each query, (Q,D), on one thread."""
+
+    def close(self) -> None:
+        """Let go of what it holds in memory."""
+        vars(self).clear()
 
 
 class Hnswlib(Peer):
@@ -60,7 +64,7 @@ class Hnswlib(Peer):
     def searcher(self, effort: int) -> Search:
         """See `Peer`."""
         self.index.set_ef(effort)
-        return lambda q_D, k: list(self.index.knn_query(q_D, k)[0][0])
+        return lambda queries_QD, k: list(self.index.knn_query(queries_QD, k, num_threads=1)[0])
 
 
 class FaissHnsw(Peer):
@@ -79,7 +83,7 @@ class FaissHnsw(Peer):
     def searcher(self, effort: int) -> Search:
         """See `Peer`."""
         self.index.hnsw.efSearch = effort
-        return lambda q_D, k: list(self.index.search(q_D[None], k)[1][0])
+        return lambda queries_QD, k: list(self.index.search(queries_QD, k)[1])
 
 
 class LanceDb(Peer):
@@ -115,9 +119,16 @@ class LanceDb(Peer):
         """See `Peer`."""
         probes, refine = effort
 
-        def search(q_D: Floats, k: int) -> Sequence[int]:
-            found = self.table.search(q_D).distance_type("dot").nprobes(probes).refine_factor(refine).limit(k)
-            return list(found.to_arrow()["id"].to_pylist())
+        def search(queries_QD: Floats, k: int) -> list[list[int]]:
+            query = queries_QD[0] if len(queries_QD) == 1 else queries_QD
+            wanted = self.table.search(query).distance_type("dot").nprobes(probes).refine_factor(refine).limit(k)
+            found = wanted.to_arrow()
+            numbers = found["id"].to_pylist()
+            owners = found["query_index"].to_pylist() if len(queries_QD) > 1 else [0] * len(numbers)
+            answers: list[list[int]] = [[] for _ in queries_QD]
+            for owner, number in zip(owners, numbers, strict=True):
+                answers[owner].append(number)
+            return answers
 
         return search
 
@@ -151,11 +162,16 @@ class Chroma(Peer):
         client = chromadb.PersistentClient(str(self.folder), self.settings)
         self.collection = client.get_collection("vectors", embedding_function=None)
 
-        def search(q_D: Floats, k: int) -> Sequence[int]:
-            found = self.collection.query(query_embeddings=q_D[None], n_results=k, include=["documents"])
-            return [int(name) for name in found["ids"][0]]
+        def search(queries_QD: Floats, k: int) -> list[list[int]]:
+            found = self.collection.query(query_embeddings=queries_QD, n_results=k, include=["documents"])
+            return [[int(name) for name in names] for names in found["ids"]]
 
         return search
+
+    def close(self) -> None:
+        """See `Peer`."""
+        super().close()
+        import_module("chromadb.api.client").SharedSystemClient.clear_system_cache()
 
 
 class MilvusLite(Peer):
@@ -191,13 +207,18 @@ class MilvusLite(Peer):
         """See `Peer`."""
         parameters = {"metric_type": "IP", "params": {"nprobe": effort}}
 
-        def search(q_D: Floats, k: int) -> Sequence[int]:
+        def search(queries_QD: Floats, k: int) -> list[list[int]]:
             found = self.client.search(
-                "vectors", data=[q_D.tolist()], limit=k, search_params=parameters, output_fields=["text"]
+                "vectors", data=queries_QD.tolist(), limit=k, search_params=parameters, output_fields=["text"]
             )
-            return [hit["id"] for hit in found[0]]
+            return [[hit["id"] for hit in hits] for hits in found]
 
         return search
+
+    def close(self) -> None:
+        """See `Peer`."""
+        self.client.close()
+        super().close()
 
 
 PEERS: tuple[type[Peer], ...] = (Hnswlib, FaissHnsw, LanceDb, Chroma, MilvusLite)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,17 @@ LEAST_AGAINST_STORES = 5.0
 Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class _Case:
+    """Vectors, questions, the numbers of their ten nearest, where peers keep files, and threads to build with."""
+
+    vectors_ND: Floats
+    queries_QD: Floats
+    truth_QK: NDArray[np.int64]
+    folder: Path
+    threads: int
+
+
 def ingest(options: StoreOptions, progress: Progress) -> Findings:
     """Fill a store, build its index beside searches, and open it again, with and without the index's snapshot.
 
@@ -72,7 +84,9 @@ def ingest(options: StoreOptions, progress: Progress) -> Findings:
 
 
 def search(options: StoreOptions, progress: Progress) -> Findings:
-    """Search one query at a time, at recall@10 of 0.95 or more, beside other indexes and stores, in turns; one thread.
+    """Search, at recall@10 of 0.95 or more, beside other indexes and stores, in turns; one thread.
+
+    One query at a time, and all queries in one call.
 
     Raises:
         UsageError: the real vectors are not under the data root.
@@ -88,27 +102,19 @@ def search(options: StoreOptions, progress: Progress) -> Findings:
     threads = faiss.omp_get_max_threads()
     with tempfile.TemporaryDirectory() as name, _opened(Path(name) / "ours", vectors_ND, progress) as index:
         ours: dict[str, Search] = {
-            "ours": lambda q_D, k: [record - 1 for record in index.nearest(q_D, k)[0].records.tolist()],
-            "ours, with texts": lambda q_D, k: [hit.record.record - 1 for hit in index.search(q_D, k)[0]],
+            "ours": lambda queries_QD, k: [(one.records - 1).tolist() for one in index.nearest(queries_QD, k)],
+            "ours, with texts": lambda queries_QD, k: [
+                [hit.record.record - 1 for hit in hits] for hits in index.search(queries_QD, k)
+            ],
         }
-        efforts: dict[str, Any] = {}
-        searches = dict(ours)
-        for peer in PEERS:
-            if not installed(peer):
-                found.notes.append(f"{peer.name} is not installed (pip install {peer.package})")
-                continue
-            progress(f"build {peer.name}")
-            started = time.perf_counter()
-            built = peer(vectors_ND, Path(name) / peer.package, threads)
-            found.rows.append(Row(f"{peer.name}: build", time.perf_counter() - started, "s"))
-            searches[peer.name], efforts[peer.name] = _enough(built, queries_QD, truth_QK)
-        faiss.omp_set_num_threads(1)
-        try:
-            _compare(found, searches, efforts, queries_QD, truth_QK, progress)
-            seconds = _time(lambda: index.nearest(queries_QD, 10)) / len(queries_QD)
-            found.rows.append(Row("ours, all queries at once", seconds * 1e3, "ms a query"))
-        finally:
-            faiss.omp_set_num_threads(threads)
+        case = _Case(vectors_ND, queries_QD, truth_QK, Path(name), threads)
+        here = [peer for peer in PEERS if installed(peer)]
+        found.notes += [
+            f"{peer.name} is not installed (pip install {peer.package})" for peer in PEERS if peer not in here
+        ]
+        # One peer at a time: a million vectors in every one of them at once do not fit into 24 GiB.
+        for peer in here or [None]:
+            _beside(found, peer, ours, case, progress)
         _check_changes(found, index, queries_QD)
     return found
 
@@ -149,45 +155,93 @@ def _enough(built: Peer, queries_QD: Floats, truth_QK: NDArray[np.int64]) -> tup
     """The search at the least effort that finds enough, and that effort."""
     for effort in built.efforts:
         attempt: Search = built.searcher(effort)
-        if _recall([attempt(q_D, 10) for q_D in queries_QD[::4]], truth_QK[::4]) >= RECALL:
+        if _recall(attempt(queries_QD[::4], 10), truth_QK[::4]) >= RECALL:
             break
     return attempt, effort
 
 
-def _compare(
-    found: Findings,
-    searches: dict[str, Search],
-    efforts: dict[str, Any],
-    queries_QD: Floats,
-    truth_QK: NDArray[np.int64],
-    progress: Progress,
-) -> None:
-    """Time the searches in turns, and judge ours."""
-    seconds: dict[str, list[float]] = {name: [] for name in searches}
+def _beside(found: Findings, peer: type[Peer] | None, ours: dict[str, Search], case: _Case, progress: Progress) -> None:
+    """Build a peer, time its searches and ours in turns on one thread, and let it go."""
+    import faiss
+
+    searches, effort, built = dict(ours), None, None
+    if peer is not None:
+        progress(f"build {peer.name}")
+        started = time.perf_counter()
+        built = peer(case.vectors_ND, case.folder / peer.package, case.threads)
+        found.rows.append(Row(f"{peer.name}: build", time.perf_counter() - started, "s"))
+        progress(f"the least effort of {peer.name} that finds enough")
+        searches[peer.name], effort = _enough(built, case.queries_QD, case.truth_QK)
+    faiss.omp_set_num_threads(1)
+    try:
+        _compare(found, searches, effort, case, progress)
+    finally:
+        faiss.omp_set_num_threads(case.threads)
+        if built is not None:
+            built.close()
+
+
+def _compare(found: Findings, searches: dict[str, Search], effort: Any, case: _Case, progress: Progress) -> None:
+    """Time the searches in turns, one query at a time and all in one call, and judge ours."""
+    queries_QD = case.queries_QD
+    single: dict[str, list[float]] = {name: [] for name in searches}
+    together: dict[str, list[float]] = {name: [] for name in searches}
     recall = {}
     for turn in range(TURNS):
         for name, one in searches.items():
             progress(f"turn {turn + 1} of {TURNS}: {name}")
+            single[name].append(_time(lambda one=one: [one(q_D[None], 10) for q_D in queries_QD]))  # type: ignore[misc]
             started = time.perf_counter()
-            answers = [one(q_D, 10) for q_D in queries_QD]
-            seconds[name].append((time.perf_counter() - started) / len(queries_QD) * 1e3)
-            recall[name] = _recall(answers, truth_QK)
-    for name, times in seconds.items():
-        detail = {"recall@10": round(recall[name], 4), "effort": efforts.get(name), "fastest": min(times)}
-        stores_text = any(peer.name == name and peer.stores_text for peer in PEERS)
-        own = "ours, with texts" if stores_text else "ours"
-        value = statistics.median(times)
+            answers = one(queries_QD, 10)
+            together[name].append(time.perf_counter() - started)
+            recall[name] = _recall(answers, case.truth_QK)
+    # Ours has rows of its own from the first comparison; later ones say what it took beside each peer.
+    new = [name for name in searches if not any(row.name == name and row.peer is None for row in found.rows)]
+    for name in new:
         if name.startswith("ours"):
-            found.rows.append(Row(name, value, "ms a query", detail=detail))
             found.fail(name, [f"recall@10 is {recall[name]:.4f}"] if recall[name] < RECALL else [])
-            continue
-        ours = statistics.median(seconds[own])
-        found.rows.append(Row(own, ours, "ms a query", peer=name, peer_value=value, detail=detail))
-        needed = LEAST_AGAINST_STORES if stores_text else 1.0
-        if recall[name] < RECALL:
-            found.notes.append(f"{name} finds {recall[name]:.4f} at its greatest effort here")
-        elif value < needed * ours:
-            found.fail(name, [f"takes {value:.2f} ms a query, where {needed * ours:.2f} would do"])
+        _judge(found, name, _per_query(single, queries_QD), recall[name], effort)
+    batches = _per_query(together, queries_QD)
+    for name in new:
+        found.rows.append(_row(name, batches, recall[name], effort, ", all queries at once"))
+
+
+def _judge(found: Findings, name: str, times: dict[str, list[float]], recall: float, effort: Any) -> None:
+    """The row of a search, and whether ours is as much faster as it is to be."""
+    found.rows.append(_row(name, times, recall, effort))
+    if name.startswith("ours"):
+        return
+    needed = (LEAST_AGAINST_STORES if _stores_text(name) else 1.0) * statistics.median(times[_ours_beside(name)])
+    value = statistics.median(times[name])
+    if recall < RECALL:
+        found.notes.append(f"{name} finds {recall:.4f} at its greatest effort here")
+    elif value < needed:
+        found.fail(name, [f"takes {value:.2f} ms a query, where {needed:.2f} would do"])
+
+
+def _row(name: str, times: dict[str, list[float]], recall: float, effort: Any, how: str = "") -> Row:
+    """Milliseconds a query: ours, or ours beside a peer's."""
+    value = statistics.median(times[name])
+    detail = {"recall@10": round(recall, 4), "fastest": min(times[name])}
+    if name.startswith("ours"):
+        return Row(f"{name}{how}", value, "ms a query", detail=detail)
+    detail["effort"] = effort
+    own = _ours_beside(name)
+    return Row(f"{own}{how}", statistics.median(times[own]), "ms a query", peer=name, peer_value=value, detail=detail)
+
+
+def _per_query(seconds: dict[str, list[float]], queries_QD: Floats) -> dict[str, list[float]]:
+    """Milliseconds a query of each turn."""
+    return {name: [1e3 * each / len(queries_QD) for each in turns] for name, turns in seconds.items()}
+
+
+def _stores_text(name: str) -> bool:
+    return any(peer.name == name and peer.stores_text for peer in PEERS)
+
+
+def _ours_beside(name: str) -> str:
+    """Which of our searches does what a peer does."""
+    return "ours, with texts" if _stores_text(name) else "ours"
 
 
 def _check_changes(found: Findings, index: VectorIndex, queries_QD: Floats) -> None:

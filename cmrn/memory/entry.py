@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddResult",
+    "Block",
     "Change",
     "Fingerprint",
     "Hit",
@@ -74,6 +75,16 @@ class Hit:
 
     record: Record
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Records read together: their numbers (N,), vectors (N, D) float32, namespaces and sources."""
+
+    records: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    namespaces: list[str]
+    sources: list[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ Letters: Q queries, N rows, D width, G groups, F fetched groups, M found.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -101,14 +100,15 @@ def exact_topk(
 
 
 class ExactSearch:
-    """`exact_topk` over the same rows again and again; on CUDA a few queries are one launch, of a captured graph.
+    """`exact_topk` over the same rows again and again; on CUDA a few queries are then one launch, of a captured graph.
 
-    Rows must not be moved while it is used. At most `SHAPES` pairs of a number of queries and a k are captured.
+    Rows must not be moved while it is used, by one thread at a time. A number of queries and a k are captured when they
+    are met for the second time, at most `SHAPES` such pairs.
     """
 
     def __init__(self, vectors_ND: Tensor | ExactRows) -> None:
         self.rows = vectors_ND if isinstance(vectors_ND, ExactRows) else prepare_rows(vectors_ND)
-        self._replays: dict[tuple[int, int], tuple[Tensor, Callable[[], object], list[Tensor]]] = {}
+        self._replays: dict[tuple[int, int], _Replay | None] = {}
 
     def __call__(self, queries_QD: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """As `exact_topk`."""
@@ -117,37 +117,49 @@ class ExactSearch:
         if not _fused(rows, k) or not 0 < size <= REPLAYED_BYTES:
             return exact_topk(queries_QD, rows, k)
         if shape not in self._replays:
-            if len(self._replays) == SHAPES:
-                return exact_topk(queries_QD, rows, k)
-            self._replays[shape] = _captured(queries_QD.detach().float().clone(), rows, k)
-        held_QD, replay, found = self._replays[shape]
-        held_QD.copy_(queries_QD.detach())
-        replay()
-        scores_QM, found_QM, proved_Q = (each.clone() for each in found)
-        return _settled(held_QD, rows, scores_QM, found_QM, proved_Q, 1 << 16)
+            if len(self._replays) < SHAPES:
+                self._replays[shape] = None
+            return exact_topk(queries_QD, rows, k)
+        replay = self._replays[shape]
+        if replay is None:
+            replay = self._replays[shape] = _Replay(queries_QD, rows, k)
+        return replay(queries_QD)
+
+
+class _Replay:
+    """A captured search of one number of queries and one k: the held queries, and where it leaves what it found.
+
+    It proves what it found, and searches again where it cannot, on the device: nobody waits for it here.
+    """
+
+    def __init__(self, queries_QD: Tensor, rows: ExactRows, k: int) -> None:
+        from cmrn.memory.exact_triton import search_rows, settle_rows
+
+        self.queries_QD = queries_QD.detach().float().clone()
+
+        def search() -> tuple[Tensor, Tensor]:
+            found = search_rows(self.queries_QD, rows.rows_ND, rows.narrow_ND, k, rows.scale, rows.slack)
+            settle_rows(self.queries_QD, rows.rows_ND, *found)
+            return found[:2]
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            search()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.scores_QM, self.found_QM = search()
+
+    def __call__(self, queries_QD: Tensor) -> tuple[Tensor, Tensor]:
+        self.queries_QD.copy_(queries_QD.detach())
+        self.graph.replay()
+        return self.scores_QM.clone(), self.found_QM.clone()
 
 
 def _fused(rows: ExactRows, k: int) -> bool:
     """Whether the kernels take such a search: on CUDA, k neither too large nor too many for the rows."""
     return rows.rows_ND.is_cuda and 0 < k <= min(LARGEST_FUSED, len(rows.rows_ND) // TILE)
-
-
-def _captured(queries_QD: Tensor, rows: ExactRows, k: int) -> tuple[Tensor, Callable[[], object], list[Tensor]]:
-    """The held queries, what searches for them, and where it leaves scores, rows and whether they are proved."""
-    from cmrn.memory.exact_triton import search_rows
-
-    def search() -> tuple[Tensor, Tensor, Tensor]:
-        return search_rows(queries_QD, rows.rows_ND, rows.narrow_ND, k, rows.scale, rows.slack)
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        search()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = search()
-    return queries_QD, graph.replay, list(found)
 
 
 def _search(queries_QD: Tensor, rows: ExactRows, k: int, block: int) -> tuple[Tensor, Tensor]:

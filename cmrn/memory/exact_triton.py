@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["LARGEST_K", "TILE", "scan_rows", "search_rows"]
+__all__ = ["LARGEST_K", "TILE", "scan_rows", "search_rows", "settle_rows"]
 
 GROUP = 16
 TILE = 128
@@ -71,6 +71,19 @@ def search_rows(
         LEFT=fetched < tiles, CAPACITY=capacity, SIZE=GROUP, num_warps=8,
     )  # fmt: skip
     return scores_QK, found_QK, proved_Q
+
+
+def settle_rows(queries_QD: Tensor, rows_ND: Tensor, scores_QK: Tensor, found_QK: Tensor, proved_Q: Tensor) -> None:
+    """Replace what `search_rows` found where it is not proved, by scoring every row; elsewhere that costs a launch.
+
+    One program searches for one query, so that nobody has to wait to see whether any is needed.
+    """
+    queries, width = queries_QD.shape
+    k = scores_QK.shape[1]
+    _settle_kernel[(queries,)](
+        queries_QD, rows_ND, scores_QK, found_QK, proved_Q, len(rows_ND), k, queries_QD.stride(0), rows_ND.stride(0),
+        WIDTH=width, BLOCK=triton.next_power_of_2(width), KEPT=max(16, triton.next_power_of_2(k)), num_warps=8,
+    )  # fmt: skip
 
 
 def scan_rows(narrow_QD: Tensor, narrow_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,3 +198,33 @@ def _finish_kernel(
         reach = (tl.load(best_ptr + query * listed + listed - 1) + slack) * tl.load(limits_ptr + query)
         proved = proved & (last > reach)
     tl.store(proved_ptr + query, proved)
+
+
+@triton.jit
+def _settle_kernel(
+    queries_ptr, rows_ptr, scores_ptr, found_ptr, proved_ptr, count, k, query_stride, row_stride,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """The k largest keys of all rows for a query that is not proved: `KEPT` more rows at a time beside the best."""
+    query = tl.program_id(0).to(tl.int64)
+    if tl.load(proved_ptr + query) == 0:
+        column, place = tl.arange(0, BLOCK), tl.arange(0, KEPT)
+        q = tl.load(queries_ptr + query * query_stride + column, column < WIDTH, 0.0)
+        best = tl.full((KEPT,), -0x7FFFFFFFFFFFFFFF - 1, tl.int64)
+        for first in range(0, count, KEPT):
+            row = first + place.to(tl.int64)
+            there = row < count
+            inside = there[:, None] & (column < WIDTH)[None, :]
+            x = tl.load(rows_ptr + row[:, None] * row_stride + column[None, :], inside, 0.0)
+            bits = (tl.sum(x * q[None, :], 1) + 0.0).to(tl.int32, bitcast=True)
+            ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+            keys = tl.where(there, (ordered << 32) | (0x7FFFFFFF - row), -0x7FFFFFFFFFFFFFFF - 1)
+            if tl.max(keys, 0) > tl.min(best, 0):
+                both = tl.sort(tl.reshape(tl.join(best, keys), (2 * KEPT,)), descending=True)
+                half = tl.arange(0, 2)[:, None] == 0
+                # Unwanted ones become zeros, and a sum of two integers of which one is zero is the other.
+                best = tl.sum(tl.where(half, tl.reshape(both, (2, KEPT)), 0), 0)
+        ordered = (best >> 32).to(tl.int32)
+        scores = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
+        tl.store(scores_ptr + query * k + place, scores, place < k)
+        tl.store(found_ptr + query * k + place, 0x7FFFFFFF - (best & 0xFFFFFFFF), place < k)

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrn.files import storage_errors, sync_directory
-from cmrn.memory.entry import Fingerprint, NewRecord, text_to_embed
+from cmrn.memory.entry import Fingerprint, NewRecord, Record, text_to_embed
 from cmrn.memory.folder import (
+    check_output,
     check_place,
     check_space,
     check_vacant,
@@ -39,7 +40,7 @@ from cmrn.memory.schema import DATABASE, transaction
 from cmrn.memory.store import MemoryStore
 from cmrn.memory.writing import read_window
 
-__all__ = ["copy_store", "export_lines", "export_store", "reembed"]
+__all__ = ["copy_store", "export_lines", "export_store", "line_of", "reembed"]
 
 WINDOW = 1_000
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -50,26 +51,33 @@ def export_lines(store: MemoryStore, namespace: str | None = None) -> Iterator[b
     for records, _, spaces in store.scan(batch=WINDOW):
         wanted = [int(each) for each, space in zip(records, spaces, strict=True) if namespace in (None, space)]
         for record in store.get(wanted):
-            fields = {
-                "id": record.id,
-                "record": record.record,
-                "text": record.text,
-                "namespace": record.namespace,
-                "source": record.source,
-                "meta": record.meta,
-                "origin": record.origin,
-                "trust": record.trust,
-            }
-            yield json.dumps(fields).encode() + b"\n"
+            yield line_of(record)
+
+
+def line_of(record: Record) -> bytes:
+    """A record as one line of ASCII JSON, its line feed included."""
+    fields = {
+        "id": record.id,
+        "record": record.record,
+        "text": record.text,
+        "namespace": record.namespace,
+        "source": record.source,
+        "meta": record.meta,
+        "origin": record.origin,
+        "trust": record.trust,
+    }
+    return json.dumps(fields).encode() + b"\n"
 
 
 def export_store(store: MemoryStore, path: Path, namespace: str | None = None) -> int:
     """Write every sound record to a file of JSON Lines, which appears whole or not at all; how many.
 
     Raises:
+        UsageError: a folder, a device, or a file of the store.
         ResourceError: the disk is full; a file that was there is whole.
         CheckpointError: the file cannot be written.
     """
+    check_output(path, store.folder)
     count = 0
     temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(6)}")
     with storage_errors(path):
@@ -152,6 +160,8 @@ def reembed(
             done.extend(record.record for record in records)
             progress(len(done))
         with transaction(connection):
+            if fingerprint.dim != read_info(connection).fingerprint.dim:
+                connection.execute("DELETE FROM val")
             update_info(connection, fingerprint=fingerprint)
             append_changes(connection, "update", done)
 

@@ -8,11 +8,11 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cmrn.errors import CheckpointError, LockedError, ResourceError
+from cmrn.errors import CheckpointError, LockedError, ResourceError, UsageError
 from cmrn.files import remove_strays, storage_errors, sync_directory, write_file, writer_lock
 from cmrn.memory.info import Info, write_info
 from cmrn.memory.schema import (
@@ -28,6 +28,7 @@ from cmrn.memory.schema import (
 __all__ = [
     "INDEX",
     "RESERVE",
+    "check_output",
     "check_place",
     "create_database",
     "describe",
@@ -163,16 +164,40 @@ def check_vacant(folder: Path) -> None:
     """Refuse a folder in which a store would be in the way of something.
 
     Raises:
-        CheckpointError: it holds a store, or anything that is not part of one.
+        CheckpointError: it holds a store, or anything that is not part of one, or lies within one.
     """
     if (folder / DATABASE).exists() or (folder / DATABASE).is_symlink():
         raise CheckpointError("already holds a memory store", where=str(folder))
     if folder.exists() and not folder.is_dir():
         raise CheckpointError("is not a folder", where=str(folder))
     foreign = [path.name for path in folder.iterdir() if not OURS.fullmatch(path.name)] if folder.exists() else []
+    outer = next((each for each in folder.absolute().parents if (each / DATABASE).is_file()), None)
+    if outer is not None:
+        raise CheckpointError(f"lies within another store, {outer}", where=str(folder), hint="choose another folder")
     if foreign:
         message = f"holds other things, such as {sorted(foreign)[0]!r}; it is left as it was"
         raise CheckpointError(message, where=str(folder), hint="choose an empty folder, or a new one")
+
+
+def check_output(path: Path, store: Path, inputs: Collection[Path] = ()) -> None:
+    """Refuse a name for a file to be written where something else would be destroyed by it.
+
+    inputs: files that are read meanwhile.
+
+    Raises:
+        UsageError: it names a folder, a device or a pipe, a file within the store, or one of the inputs.
+    """
+    hint = "name a new file, or one that may be replaced"
+    with storage_errors(path):
+        if not path.name or path.is_dir():
+            raise UsageError("is a folder, where a file is to be written", where=str(path), hint=hint)
+        if path.exists() and not path.is_file():
+            raise UsageError("is no file that could be written anew", where=str(path), hint=hint)
+        real = path.resolve()
+        if real.is_relative_to(store.resolve()):
+            raise UsageError("lies within the store", where=str(path), hint=hint)
+        if any(real == each.resolve() for each in inputs):
+            raise UsageError("is read at the same time", where=str(path), hint=hint)
 
 
 def describe(folder: Path, info: Info) -> None:

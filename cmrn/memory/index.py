@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +22,10 @@ from cmrn.memory.entry import Hit, Record
 from cmrn.memory.handle import Warn
 from cmrn.memory.mirror import FLAT, Mirror
 from cmrn.memory.store import MemoryStore
-from cmrn.memory.table import Floats, Places
+from cmrn.memory.table import Floats, Places, source_numbers
+
+if TYPE_CHECKING:
+    from cmrn.memory.resident import Resident
 
 __all__ = ["Found", "VectorIndex"]
 
@@ -32,6 +36,7 @@ MOST = 1_000
 """Most candidates that are asked of the cells; beyond, comparing all is as fast."""
 
 Build: TypeAlias = Literal["aside", "now", "never"]
+Where: TypeAlias = Callable[[Record], bool]
 
 
 def _warn(message: str) -> None:
@@ -54,17 +59,20 @@ class VectorIndex:
     def __init__(self, mirror: Mirror, build: Build) -> None:
         """For `open`."""
         self._mirror, self._build = mirror, build
+        self._device: str | None = None
+        self._resident: Resident | None = None
         self._masks: dict[frozenset[str], tuple[int, NDArray[np.bool_], int]] = {}
 
     @classmethod
-    def open(cls, store: MemoryStore, *, warn: Warn = _warn, build: Build = "aside") -> Self:
+    def open(cls, store: MemoryStore, *, warn: Warn = _warn, build: Build = "aside", device: str = "cpu") -> Self:
         """The index of a store, from its snapshot where that is sound; it can be searched at once.
 
         warn: told when a snapshot could not be used. build: where the records are many enough for cells and there are
-        none yet, build them in a thread beside the searches, before returning, or not at all.
+        none yet, build them in a thread beside the searches, before returning, or not at all. device: as `to`.
 
         Raises:
             MissingExtraError: FAISS is not installed.
+            UsageError: there is no such device.
         """
         try:
             import faiss  # noqa: F401
@@ -72,6 +80,7 @@ class VectorIndex:
             hint = 'pip install "cmrn[cpu]"'
             raise MissingExtraError("searching the memory needs FAISS", hint=hint) from error
         index = cls(Mirror(store, warn), build)
+        index.to(device)
         index.refresh()
         return index
 
@@ -82,8 +91,8 @@ class VectorIndex:
 
     @property
     def kind(self) -> str:
-        """How it searches now: "flat", every record, or "cells"."""
-        return "flat" if self._mirror.cells is None else "cells"
+        """How it searches now: every record, "flat", or on a GPU "exact"; or "cells"."""
+        return "exact" if self._device is not None else "flat" if self._mirror.cells is None else "cells"
 
     @property
     def records(self) -> int:
@@ -95,37 +104,79 @@ class VectorIndex:
         """The store's last change that it has taken in."""
         return self._mirror.seq
 
+    def to(self, device: str) -> None:
+        """Search on a CUDA device from now on, where every record is compared; or on "cpu" again.
+
+        Where the device has too little memory for the vectors the searches stay on the CPU, and it is warned of.
+
+        Raises:
+            UsageError: there is no such device.
+        """
+        with self._mirror.lock:
+            if device == "cpu":
+                self._device = self._resident = self._mirror.table.moved = None
+                return
+            import torch
+
+            if not device.startswith("cuda") or not torch.cuda.is_available():
+                raise UsageError(f"cannot search on {device!r}", hint="a CUDA device, or cpu")
+            self._device = device
+
     def search(
         self,
         queries: ArrayLike,
         k: int,
         *,
         namespaces: Collection[str] | None = None,
-        where: Callable[[Record], bool] | None = None,
+        where: Where | None = None,
+        per_source: int | None = None,
     ) -> list[list[Hit]]:
         """For each query its best records, at most k, best first; at equal scores the older record first.
 
         queries: (Q,D), or (D,) for one. namespaces: where given, of these alone. where: of the records it accepts.
+        per_source: at most so many of one source, so that no source alone can fill the hits.
 
         Raises:
-            UsageError: k below 1, or queries of another width or with numbers that are not finite.
+            UsageError: k or per_source below 1, or queries of another width or with numbers that are not finite.
         """
         queries_QD = self._checked(queries, k)
-        hits: list[list[Hit]] = [[] for _ in queries_QD]
-        pending, count = np.arange(len(queries_QD)), k if where is None else 4 * k
+        if per_source is not None and per_source < 1:
+            raise UsageError(f"per_source must be 1 or more, and is {per_source}")
         with self._mirror.lock:
             self.refresh()
+            if per_source is not None:
+                return [self._search_capped(q_D[None], k, namespaces, where, per_source) for q_D in queries_QD]
+            hits: list[list[Hit]] = [[] for _ in queries_QD]
+            pending, count = np.arange(len(queries_QD)), k if where is None else 4 * k
             while len(pending):
-                found = self._nearest(queries_QD[pending], count, namespaces)
+                found = self._nearest(queries_QD[pending], count, *self._allowed(namespaces))
                 known, lost = self._read(found)
                 for query, one in zip(pending.tolist(), found, strict=True):
-                    pairs = zip(one.scores.tolist(), one.records.tolist(), strict=True)
-                    best = [Hit(known[record], score) for score, record in pairs if record in known]
-                    hits[query] = [hit for hit in best if where is None or where(hit.record)][:k]
+                    hits[query] = _hits(one, known, where)[:k]
                 short = [len(hits[query]) < k and (lost or len(one.records) == count)
                          for query, one in zip(pending.tolist(), found, strict=True)]  # fmt: skip
                 pending, count = pending[np.array(short, bool)], 4 * count
         return hits
+
+    def _search_capped(
+        self, query_1D: Floats, k: int, namespaces: Collection[str] | None, where: Where | None, per_source: int
+    ) -> list[Hit]:
+        """One query's best records, at most `per_source` of each source: a source that is full is searched no more."""
+        met: dict[int, Hit] = {}
+        full: list[str] = []
+        count = 4 * k
+        while True:
+            allowed_N, total = self._allowed(namespaces)
+            if full:
+                allowed_N = allowed_N & ~np.isin(self._mirror.table.sources, source_numbers(full))
+                total = int(allowed_N.sum())
+            [one] = self._nearest(query_1D, count, allowed_N, total)
+            known, lost = self._read([one])
+            met |= {hit.record.record: hit for hit in _hits(one, known, where)}
+            best, full = _capped(sorted(met.values(), key=lambda hit: (-hit.score, hit.record.record)), per_source)
+            if len(best) >= k or not (lost or len(one.records) == count):
+                return best[:k]
+            count *= 4
 
     def nearest(self, queries: ArrayLike, k: int, *, namespaces: Collection[str] | None = None) -> list[Found]:
         """As `search`, but without reading the records: one found damaged since may be among them.
@@ -136,7 +187,7 @@ class VectorIndex:
         queries_QD = self._checked(queries, k)
         with self._mirror.lock:
             self.refresh()
-            return self._nearest(queries_QD, k, namespaces)
+            return self._nearest(queries_QD, k, *self._allowed(namespaces))
 
     def vectors(self, records: NDArray[np.int64]) -> Floats:
         """The vectors of records that `nearest` found, with one dimension more than `records`."""
@@ -149,6 +200,8 @@ class VectorIndex:
         """Take in what was committed to the store since; `search` and `nearest` do so themselves."""
         with self._mirror.lock:
             self._mirror.refresh()
+            if self._device is not None:
+                return
             if self._mirror.due() and self._build == "now":
                 self._mirror.build()
             elif self._mirror.due() and self._build == "aside":
@@ -192,21 +245,44 @@ class VectorIndex:
             raise UsageError("queries must hold finite numbers")
         return queries_QD
 
-    def _nearest(self, queries_QD: Floats, k: int, namespaces: Collection[str] | None) -> list[Found]:
+    def _nearest(self, queries_QD: Floats, k: int, allowed_N: NDArray[np.bool_], total: int) -> list[Found]:
+        """The k best of the allowed places for each query, or all `total` of them where those are fewer."""
         mirror = self._mirror
-        allowed_N, total = self._allowed(namespaces)
         k = min(k, total)
         if k == 0:
             return [Found(np.zeros(0, np.float32), np.zeros(0, np.int64)) for _ in queries_QD]
         asked = math.ceil((k + SPARE) * mirror.table.places / total)
-        if mirror.cells is None or total <= FLAT or asked > MOST:
+        placed = self._search_device(queries_QD, asked) if self._device is not None and asked <= MOST else None
+        if placed is not None:
+            found = [
+                Found(scores_C[kept_C][:k], mirror.table.records[places_C[kept_C]][:k])
+                for scores_C, places_C, kept_C in zip(*placed, allowed_N[placed[1]], strict=True)
+            ]
+        elif mirror.cells is None or total <= FLAT or asked > MOST:
             return self._compare_all(queries_QD, k, allowed_N, total)
-        places_QC = mirror.cells.search(queries_QD, asked, mirror.table.vectors)
-        found = [self._best(q_D, places_C, k, allowed_N) for q_D, places_C in zip(queries_QD, places_QC, strict=True)]
+        else:
+            places_QC = mirror.cells.search(queries_QD, asked, mirror.table.vectors)
+            found = [self._best(q, places, k, allowed_N) for q, places in zip(queries_QD, places_QC, strict=True)]
         short = [place for place, one in enumerate(found) if len(one.records) < k]
         for place, one in zip(short, self._compare_all(queries_QD[short], k, allowed_N, total), strict=True):
             found[place] = one
         return found
+
+    def _search_device(self, queries_QD: Floats, asked: int) -> tuple[Floats, Places] | None:
+        """Scores and places, (Q,asked), by comparing all on the device; None where its memory is too little."""
+        import torch
+
+        from cmrn.memory.resident import Resident
+
+        assert self._device is not None
+        try:
+            if self._resident is None or self._resident.table is not self._mirror.table:
+                self._resident = Resident(self._mirror.table, self._device)
+            return self._resident.search(queries_QD, asked)
+        except torch.OutOfMemoryError:
+            self._mirror.warn(f"{self._device} has too little memory for the vectors; searches stay on the CPU")
+            self.to("cpu")
+            return None
 
     def _compare_all(self, queries_QD: Floats, k: int, allowed_N: NDArray[np.bool_], total: int) -> list[Found]:
         """Every allowed record compared with each query."""
@@ -252,3 +328,21 @@ class VectorIndex:
         if lost:
             self._mirror.drop(lost)
         return known, bool(lost)
+
+
+def _hits(found: Found, known: dict[int, Record], where: Where | None) -> list[Hit]:
+    """What was found as records: those that are to be had, and accepted."""
+    pairs = zip(found.scores.tolist(), found.records.tolist(), strict=True)
+    hits = [Hit(known[record], score) for score, record in pairs if record in known]
+    return hits if where is None else [hit for hit in hits if where(hit.record)]
+
+
+def _capped(hits: Sequence[Hit], most: int) -> tuple[list[Hit], list[str]]:
+    """The hits without those beyond the `most` best of their source, and the sources that have as many."""
+    counts: Counter[str] = Counter()
+    kept = []
+    for hit in hits:
+        if counts[hit.record.source] < most:
+            counts[hit.record.source] += 1
+            kept.append(hit)
+    return kept, [source for source, count in counts.items() if count == most]

@@ -23,8 +23,15 @@ __all__ = ["MIGRATIONS", "check_current", "compact", "copy_database", "migrate",
 
 Change: TypeAlias = Callable[[sqlite3.Connection], None]
 
-MIGRATIONS: Mapping[int, Change] = {}
 SPACE = 1.2
+
+
+def _add_values(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE val (record INTEGER PRIMARY KEY, vec BLOB NOT NULL, crc INTEGER NOT NULL)")
+
+
+MIGRATIONS: Mapping[int, Change] = {1: _add_values}
+"""What leads from each schema to the next."""
 
 
 def compact(handle: Handle) -> int:

@@ -7,9 +7,9 @@ from threading import Event, RLock, Thread
 
 import numpy as np
 
-from cmrn.errors import CheckpointError, CMRNError
+from cmrn.errors import CheckpointError, CMRNError, ResourceError
 from cmrn.memory.cells import CHUNK, SAMPLE, Cells, build_cells, cells_for
-from cmrn.memory.entry import Change
+from cmrn.memory.entry import Change, Record
 from cmrn.memory.folder import INDEX
 from cmrn.memory.handle import Warn
 from cmrn.memory.snapshot import Snapshot, load_snapshot, save_snapshot
@@ -40,7 +40,8 @@ class Mirror:
         self.lock = RLock()
         self.table, self.cells, self.seq = Table(store.dim), None, 0
         self.version = 0
-        self._unsaved = 0
+        self._unsaved = self._saved = 0
+        self._fingerprint = store.fingerprint
         self._stop = Event()
         self._builder: Thread | None = None
         self._edited: list[int] | None = None
@@ -50,12 +51,20 @@ class Mirror:
     cells: Cells | None
 
     def refresh(self) -> None:
-        """Take in what was committed to the store since, and take a snapshot where one is due."""
+        """Take in what was committed to the store since, and take a snapshot where one is due.
+
+        Raises:
+            CheckpointError: the records have vectors of another encoder since.
+        """
         with self.lock:
-            if self.store.seq == self.seq:
+            seq = self.store.seq
+            if self.store.fingerprint != self._fingerprint:
+                message = f"its vectors are of another encoder since, {self.store.fingerprint.embedder}"
+                raise CheckpointError(message, where=str(self.store.folder), hint="open it again with that encoder")
+            if seq == self.seq:
                 return
             self.version += 1
-            changes = self.store.changes(self.seq)
+            changes = self._changes()
             if changes is None or not self._apply(changes):
                 self._reload()
             elif changes:
@@ -125,6 +134,8 @@ class Mirror:
             snapshot = Snapshot(self.table, self.cells, self.seq)
             save_snapshot(self.store.folder / INDEX, snapshot, self.store.uuid, self.store.fingerprint)
             self._unsaved = 0
+            self._forget(self._saved)
+            self._saved = self.seq
 
     def close(self) -> None:
         """Stop building, and where the store is open for writing and something is new, take a snapshot."""
@@ -140,6 +151,23 @@ class Mirror:
             self.table.drop(places[places >= 0])
             self.version += 1
 
+    def _changes(self) -> list[Change] | None:
+        """The changes not taken in yet; where the log no longer has them, those since the newest snapshot."""
+        changes = self.store.changes(self.seq)
+        if changes is None:
+            self._restore()
+            changes = self.store.changes(self.seq)
+        return changes
+
+    def _forget(self, upto: int) -> None:
+        """Shorten the store's log of changes; it goes back one snapshot more than any new mirror needs."""
+        if upto <= self.store.handle.info.pruned:
+            return
+        try:
+            self.store.prune(upto)
+        except ResourceError as error:
+            self.warn(f"the log of changes is not shortened: {error.message}")
+
     def _restore(self) -> None:
         """Start from the snapshot, or without a sound one from the store."""
         folder = self.store.folder / INDEX
@@ -152,6 +180,7 @@ class Mirror:
             self._reload()
         else:
             self.table, self.cells, self.seq = snapshot.table, snapshot.cells, snapshot.seq
+            self._saved = snapshot.seq
 
     def _reload(self) -> None:
         """Read every vector from the store; the cells' places are no longer those."""
@@ -162,11 +191,11 @@ class Mirror:
 
     def _append(self) -> None:
         """Take in the records after the last one known."""
-        for records_N, vectors_ND, names in self.store.scan(after=self.table.last):
+        for block in self.store.blocks(after=self.table.last):
             start = self.table.places
-            self.table.append(records_N, vectors_ND, names)
+            self.table.append(block.records, block.vectors, block.namespaces, block.sources)
             if self.cells is not None:
-                self.cells.add(vectors_ND, np.arange(start, self.table.places))
+                self.cells.add(block.vectors, np.arange(start, self.table.places))
 
     def _apply(self, changes: list[Change]) -> bool:
         """Take in changes, or False where one is of a record that an earlier reading left out as damaged.
@@ -184,18 +213,18 @@ class Mirror:
 
     def _reread(self, records: list[int]) -> bool:
         """Bring records that are already here up to date."""
-        names = {record.record: record.namespace for record in self.store.get(records)}
+        known = {record.record: record for record in self.store.get(records)}
         vectors_ND = self.store.vectors(records)
         places = self.table.find(records)
-        sound = np.array([record in names for record in records]) & ~np.isnan(vectors_ND[:, 0])
+        sound = np.array([record in known for record in records]) & ~np.isnan(vectors_ND[:, 0])
         if (sound & (places < 0)).any():
             return False
         self.table.drop(places[~sound & (places >= 0)])
-        self._put(places[sound], vectors_ND[sound], [names[r] for r, kept in zip(records, sound, strict=True) if kept])
+        self._put(places[sound], vectors_ND[sound], [known[r] for r, kept in zip(records, sound, strict=True) if kept])
         return True
 
-    def _put(self, places: Places, vectors_ND: Floats, names: list[str]) -> None:
-        self.table.put(places, vectors_ND, names)
+    def _put(self, places: Places, vectors_ND: Floats, records: list[Record]) -> None:
+        self.table.put(places, vectors_ND, [one.namespace for one in records], [one.source for one in records])
         if self.cells is not None and len(places):
             self.cells.add(vectors_ND, places)
         if self._edited is not None:

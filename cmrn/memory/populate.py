@@ -22,6 +22,7 @@ from cmrn.errors import DataError, InterruptedRunError, ResourceError, UsageErro
 from cmrn.memory.embedding import Embedder, Pending
 from cmrn.memory.entry import NewRecord, Progress, Vector, key_of, text_to_embed
 from cmrn.memory.fields import RefusedError, to_record
+from cmrn.memory.folder import check_output
 from cmrn.memory.reading import Fields, Good, Item, Rejected, check_input, read_records
 from cmrn.memory.rejects import RejectsFile
 from cmrn.memory.store import MemoryStore
@@ -134,7 +135,8 @@ def populate(
     """Store every record of the inputs, each batch durable as it is counted; None among the paths is stdin.
 
     Raises:
-        UsageError: an input that cannot be read; nothing has been stored.
+        UsageError: an input that cannot be read, or a file for refused lines that must not be replaced, such as an
+            input; nothing has been stored.
         DataError: an input that is damaged, or with `on_error="stop"` the first refused line.
         ResourceError: the disk is full.
         InterruptedRunError: Ctrl-C.
@@ -142,6 +144,8 @@ def populate(
     """
     for path in paths:
         check_input(path)
+    if options.rejects is not None:
+        check_output(options.rejects, store.folder, [path for path in paths if path is not None])
     hashes = [None if path is None else _hash_of(path, options) for path in paths]
     places = [store.ingest_progress(digest) if digest else None for digest in hashes]
     resumed = {str(path): place.offset for path, place in zip(paths, places, strict=True) if place is not None}

@@ -4,6 +4,7 @@
     use    when each record was last used, in the store's own time: no clock decides an order
     oplog  runs of neighbouring records added, updated or deleted together
     tally  live records of each namespace
+    val    the second vector of a record that has one
     ingest how far each file has been taken in, committed with its rows
     info   what the store is: uuid, dim, fingerprint
     probe  texts with the vectors the encoder gave them
@@ -44,7 +45,7 @@ Durability: TypeAlias = Literal["full", "relaxed"]
 
 DATABASE = "memory.db"
 APPLICATION_ID = 0x434D524E
-SCHEMA = 1
+SCHEMA = 2
 PAGE_BYTES = 16_384
 CHECKPOINT_PAGES = 4_096
 CACHE_KIB = 64 << 10
@@ -56,6 +57,7 @@ CREATE TABLE rec (
     vec BLOB NOT NULL, source TEXT NOT NULL, id TEXT, origin TEXT NOT NULL, trust REAL NOT NULL, meta TEXT NOT NULL,
     text TEXT NOT NULL
 );
+CREATE TABLE val (record INTEGER PRIMARY KEY, vec BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE use (record INTEGER PRIMARY KEY, seq INTEGER NOT NULL);
 CREATE TABLE oplog (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, op TEXT NOT NULL, record INTEGER NOT NULL, count INTEGER NOT NULL,

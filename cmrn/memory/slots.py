@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cmrn.errors import DataError
 from cmrn.memory.exact import exact_topk
 
-__all__ = ["DUPLICATE", "Slots"]
+__all__ = ["DUPLICATE", "Slots", "roots_of", "with_history"]
 
 DUPLICATE = 0.999
 """Cosine from which a key is a near-duplicate of another in its namespace."""
@@ -65,15 +65,7 @@ class Slots:
 
     def values(self, slots_QM: Tensor) -> Tensor:
         """Values of slots, with one more dimension; gradient reaches those that require it."""
-        values = self._values_ND[slots_QM]
-        tracked = [slot for slot in slots_QM.unique().tolist() if slot in self._tracked]
-        if tracked:
-            place_N = torch.full((self._count,), -1, device=slots_QM.device)
-            place_N[tracked] = torch.arange(len(tracked), device=slots_QM.device)
-            place_QM = place_N[slots_QM]
-            live = torch.stack([self._tracked[slot] for slot in tracked])
-            values = torch.where((place_QM >= 0)[..., None], live[place_QM.clamp(min=0)], values)
-        return values
+        return with_history(self._values_ND[slots_QM], slots_QM, self._tracked)
 
     def write(self, keys_ND: Tensor, values_ND: Tensor, namespace: str) -> Tensor:
         """Store pairs; the number of the record that took in each, (N,), -1 where more were new than there is room.
@@ -96,7 +88,7 @@ class Slots:
                 self._blend(slot, keys_ND[place], values_ND[place])
         records = [int(self._records_N[slot]) if slot >= 0 else -1 for slot in slots]
         new = [place for place, slot in enumerate(slots) if slot < 0]
-        roots = _roots(keys_ND[new])
+        roots = roots_of(keys_ND[new])
         kept = [place for place, root in zip(new, roots, strict=True) if new[root] == place][-self.size :]
         owner = dict(zip(kept, self._fill(keys_ND[kept], values_ND[kept], space), strict=True))
         for place, root in zip(new, roots, strict=True):
@@ -171,7 +163,18 @@ class Slots:
         self._count = count
 
 
-def _roots(keys_ND: Tensor) -> list[int]:
+def with_history(values_QMD: Tensor, numbers_QM: Tensor, tracked: Mapping[int, Tensor]) -> Tensor:
+    """Values with those of the tracked numbers in their place, (D,) each, so that gradient reaches what made them."""
+    numbers = [number for number in numbers_QM.unique().tolist() if number in tracked]
+    if not numbers:
+        return values_QMD
+    names_T = torch.tensor(numbers, device=numbers_QM.device)
+    place_QM = torch.searchsorted(names_T, numbers_QM).clamp(max=len(numbers) - 1)
+    live_TD = torch.stack([tracked[number] for number in numbers]).to(values_QMD)
+    return torch.where((names_T[place_QM] == numbers_QM)[..., None], live_TD[place_QM], values_QMD)
+
+
+def roots_of(keys_ND: Tensor) -> list[int]:
     """For each key the first one that it is a near-duplicate of, itself where there is none before it."""
     unit_ND = F.normalize(keys_ND, dim=1)
     roots: list[int] = []

@@ -1,7 +1,7 @@
 """Snapshots of the index: read only by the store they were taken of, and only as they were written.
 
     index/CURRENT                 what the newest snapshot is, and of what
-    index/<seq>-<hash>.faiss      its vectors, records, namespaces, and the cells
+    index/<seq>-<hash>.faiss      its vectors, records, sources, namespaces, and the cells
 
 The index is derived: a snapshot that is missing, damaged or of something else costs time, never an answer.
 """
@@ -30,11 +30,11 @@ from cmrn.memory.table import Table
 __all__ = ["Snapshot", "load_snapshot", "save_snapshot"]
 
 CURRENT = "CURRENT"
-FORMAT = 1
+FORMAT = 2
 NAME = re.compile(r"\d{1,19}-[0-9a-f]{8}\.faiss")
 PIECE = 16 << 20
-COLUMNS = (np.int64, np.int32, np.bool_)
-"""Types of a table's records, namespaces and whether they live."""
+COLUMNS = (np.int64, np.int64, np.int32, np.bool_)
+"""Types of a table's records, sources, namespaces and whether they live."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, uuid: str, fingerprint: Fing
     """
     table = snapshot.table
     cells = snapshot.cells.to_bytes() if snapshot.cells is not None else np.zeros(0, np.uint8)
-    arrays: list[NDArray[Any]] = [table.view(), table.records, table.spaces, table.live, cells]
+    arrays: list[NDArray[Any]] = [table.view(), table.records, table.sources, table.spaces, table.live, cells]
     parts = _bytes_of(arrays)
     digest = _digest(parts)
     name = f"{snapshot.seq}-{digest[:8]}.faiss"
@@ -113,7 +113,7 @@ def _read(path: Path, about: dict[str, Any], dim: int) -> Snapshot:
         raise CheckpointError(f"cannot be read: {error.strerror}", where=str(path)) from error
     if not whole or _digest(parts) != about["blake2b"]:
         raise CheckpointError("is damaged: not the bytes that were written", where=str(path))
-    table.restore(columns[0], columns[1], columns[2], about["namespaces"])
+    table.restore(columns[0], columns[1], columns[2], columns[3], about["namespaces"])
     return Snapshot(table, load_cells(cells) if len(cells) else None, about["seq"])
 
 

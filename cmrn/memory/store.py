@@ -20,24 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmrn.errors import ResourceError, UsageError
-from cmrn.memory.entry import JSON, AddResult, Change, Fingerprint, NewRecord, Problem, Progress, Record, StoreStats
-from cmrn.memory.folder import check_place, check_vacant, create_database, size_of
+from cmrn.memory.entry import JSON, AddResult, Fingerprint, NewRecord, Progress, Record
+from cmrn.memory.folder import check_place, check_vacant, create_database
 from cmrn.memory.handle import Handle, Warn
-from cmrn.memory.info import Info, check_same_encoder, read_info, update_info
-from cmrn.memory.keys import Keys
+from cmrn.memory.info import Info, read_info, update_info
 from cmrn.memory.maintenance import check_current, compact, migrate
-from cmrn.memory.oplog import forget_changes, last_seq, read_changes
-from cmrn.memory.rows import Row, changed, is_storable, prepare, record_of, storable_numbers
+from cmrn.memory.oplog import forget_changes, last_seq
+from cmrn.memory.reads import Reads
+from cmrn.memory.rows import changed, is_storable, prepare, storable_numbers
 from cmrn.memory.schema import DATABASE, Durability
 from cmrn.memory.uses import Uses
-from cmrn.memory.verify import find_problems
+from cmrn.memory.values import checked_values, put_values
 from cmrn.memory.writing import (
     delete_records,
     evict_records,
     fetch_rows,
     put_progress,
     put_records,
-    read_window,
     replace_record,
 )
 
@@ -58,7 +57,7 @@ def _closing_on_error(store: MemoryStore) -> Iterator[None]:
         raise
 
 
-class MemoryStore:
+class MemoryStore(Reads):
     """Records with their vectors, durable from the moment a call returns; a context manager.
 
     One thread may write while others search. A record whose row is damaged is left out of everything and named once.
@@ -75,9 +74,8 @@ class MemoryStore:
 
     def __init__(self, handle: Handle) -> None:
         """For `create`, `open` and `ensure`."""
-        self.handle = handle
+        super().__init__(handle)
         self._uses = Uses()
-        self._keys = Keys()
         with _closing_on_error(self):
             if handle.writes:
                 self._keys.release(handle)
@@ -186,118 +184,34 @@ class MemoryStore:
                 store.limit(max_records)
         return store
 
-    @property
-    def folder(self) -> Path:
-        """Where it is."""
-        return self.handle.folder
-
-    @property
-    def uuid(self) -> str:
-        """What tells this store from every other, a copy of it included."""
-        return self.handle.info.uuid
-
-    @property
-    def dim(self) -> int:
-        """Numbers a vector."""
-        return self.handle.info.fingerprint.dim
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """The encoder behind the vectors."""
-        return self.handle.info.fingerprint
-
-    @property
-    def max_records(self) -> int | None:
-        """Most records it may hold, None for any number."""
-        return self.handle.info.max_records
-
-    @property
-    def seq(self) -> int:
-        """The number of the last change."""
-        with self.handle.reading() as connection:
-            return last_seq(connection)
-
-    @property
-    def quarantined(self) -> frozenset[int]:
-        """Records found damaged so far; `verify` finds all."""
-        return frozenset(self.handle.quarantined)
-
-    def add(self, records: Sequence[NewRecord], *, ingest: Progress | None = None) -> AddResult:
+    def add(
+        self,
+        records: Sequence[NewRecord],
+        *,
+        ingest: Progress | None = None,
+        values: NDArray[np.float32] | None = None,
+    ) -> AddResult:
         """Store records, all of them or none, and with them how far their file has been taken in.
+
+        values: (N, D) float32, what a model is to read where it finds each record's vector.
 
         Raises:
             DataError: one of them cannot be stored; nothing is written.
             ResourceError: the disk is full; nothing of this call is written, everything before is kept.
         """
         batch = prepare(records, self.dim)
+        given = [] if values is None else checked_values(values, len(batch), self.dim)
         with self.handle.writing() as connection:
             self._uses.write(connection)
             known = self._keys.find(connection, [entry.key for entry in batch])
             result, added = put_records(connection, batch, known, self.max_records)
+            if given:
+                put_values(connection, dict(zip(result.records, given, strict=True)))
             if ingest is not None:
                 put_progress(connection, ingest)
         self.handle.quarantined.difference_update(result.records)
         self._keys.note(added, self.handle)
         return result
-
-    def get(self, records: Collection[int]) -> list[Record]:
-        """The records, in the order asked for; those not stored, and those damaged, are left out."""
-        numbers = storable_numbers(records)
-        sound = self._sound_rows(numbers)
-        return [record_of(sound[number]) for number in numbers if number in sound]
-
-    def find(self, id: str, namespace: str | None = None) -> list[Record]:
-        """The records that callers gave this id, oldest first."""
-        if not is_storable(id):
-            return []
-        with self.handle.reading() as connection:
-            found = connection.execute("SELECT record FROM rec WHERE id = ? ORDER BY record", (id,)).fetchall()
-        records = self.get([row[0] for row in found])
-        return [each for each in records if namespace is None or each.namespace == namespace]
-
-    def known(self, keys: Sequence[bytes]) -> dict[bytes, int]:
-        """The numbers of the records that are stored under these keys, as `key_of` makes them."""
-        with self.handle.reading() as connection:
-            return self._keys.find(connection, keys)
-
-    def vectors(self, records: Collection[int]) -> NDArray[np.float32]:
-        """Vectors of the records, (N, D) float32, a row of NaN for each that is not stored or is damaged."""
-        vectors_ND = np.full((len(records), self.dim), np.nan, np.float32)
-        sound = self._sound_rows(storable_numbers(records))
-        for place, record in enumerate(records):
-            if record in sound:
-                vectors_ND[place] = np.frombuffer(sound[record][4], np.float32)
-        return vectors_ND
-
-    def scan(
-        self, after: int = 0, batch: int = 10_000
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], list[str]]]:
-        """All sound records numbered above `after`, in order: their numbers, vectors (n, D) and namespaces.
-
-        What is added, updated or deleted meanwhile shows in `changes`.
-        """
-        with self.handle.reading() as connection:
-            last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rec'").fetchone()
-        for start in range(after, last[0] if last else 0, batch):
-            with self.handle.reading() as connection:
-                rows = self.handle.checked(*read_window(connection, start, start + batch))
-            if rows:
-                vectors_ND = np.frombuffer(b"".join([row[4] for row in rows]), np.float32).reshape(len(rows), -1)
-                yield np.array([row[0] for row in rows]), vectors_ND, [row[2].decode() for row in rows]
-
-    def changes(self, after_seq: int) -> list[Change] | None:
-        """Changes after a seq, in order; None where the log does not reach back to it, or it is yet to come."""
-        with self.handle.reading() as connection:
-            if not read_info(connection).pruned <= after_seq <= last_seq(connection):
-                return None
-            return read_changes(connection, after_seq)
-
-    def ingest_progress(self, file_hash: str) -> Progress | None:
-        """How far a file has been taken in, None for one never seen."""
-        query = "SELECT offset, line, rejected FROM ingest WHERE file_hash = ?"
-        with self.handle.reading() as connection:
-            found = connection.execute(query, (file_hash,)).fetchone()
-        return Progress(file_hash, *found) if found else None
 
     def edit(
         self,
@@ -306,8 +220,11 @@ class MemoryStore:
         text: str | None = None,
         meta: Mapping[str, JSON] | None = None,
         vector: NDArray[np.float32] | bytes | None = None,
+        value: NDArray[np.float32] | None = None,
     ) -> Record:
         """Change a record under its number; what is not given stays. A new text needs its vector.
+
+        value: as in `add`, (D,).
 
         Raises:
             UsageError: no such record, a text without its vector, or the text of another record.
@@ -315,6 +232,7 @@ class MemoryStore:
         """
         if text is not None and vector is None:
             raise UsageError("a new text needs its vector", where=f"record {record}")
+        given = None if value is None else checked_values(value[None], 1, self.dim)[0]
         self._keys.release(self.handle)
 
         def act(connection: sqlite3.Connection) -> None:
@@ -322,6 +240,8 @@ class MemoryStore:
             if not rows:
                 raise UsageError("is not stored, or is damaged", where=f"record {record}")
             replace_record(connection, record, changed(rows[0], self.dim, text, meta, vector))
+            if given is not None:
+                put_values(connection, {record: given})
 
         self.handle.write_even_when_full(act)
         return self.get([record])[0]
@@ -377,14 +297,6 @@ class MemoryStore:
         except ResourceError as error:
             self.handle.warn(f"which records were last used is not noted: {error.message}")
 
-    def check_fingerprint(self, fingerprint: Fingerprint) -> None:
-        """Refuse an encoder other than the one behind the stored vectors.
-
-        Raises:
-            CheckpointError: the two differ, in name or in what they make of the probe texts.
-        """
-        check_same_encoder(self.fingerprint, fingerprint, self.folder)
-
     def prune(self, upto: int) -> None:
         """Forget changes up to a seq, which no index or checkpoint needs any more."""
         with self.handle.writing() as connection:
@@ -392,11 +304,6 @@ class MemoryStore:
             forget_changes(connection, pruned)
             info = update_info(connection, pruned=pruned)
         self.handle.info = info
-
-    def verify(self) -> list[Problem]:
-        """Everything wrong with the store, each damaged record by its number; reads all of it."""
-        with self.handle.another_reader() as connection:
-            return find_problems(connection)
 
     def compact(self) -> int:
         """Rewrite the file without what was deleted, replaced or evicted, of which no byte stays; bytes freed.
@@ -408,15 +315,6 @@ class MemoryStore:
         """
         self.flush()
         return compact(self.handle)
-
-    def stats(self) -> StoreStats:
-        """What the store holds."""
-        with self.handle.reading() as connection:
-            tally = connection.execute("SELECT namespace, records FROM tally ORDER BY namespace").fetchall()
-            seq = last_seq(connection)
-        spaces = {name.decode("utf-8", "replace"): count for name, count in tally}
-        embedder = self.fingerprint.embedder
-        return StoreStats(sum(spaces.values()), spaces, self.dim, embedder, size_of(self.folder), seq)
 
     def close(self) -> None:
         """Write what was noted, take the log into the file, and let others write; closing twice does nothing."""
@@ -434,7 +332,3 @@ class MemoryStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _sound_rows(self, records: Collection[int]) -> dict[int, Row]:
-        with self.handle.reading() as connection:
-            return {row[0]: row for row in self.handle.checked(*fetch_rows(connection, records))}

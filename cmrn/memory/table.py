@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Table"]
+__all__ = ["Table", "source_numbers"]
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
@@ -17,8 +18,11 @@ Places = NDArray[np.int64]
 class Table:
     """Vectors in the order of their records' numbers; a deleted record's place stays, dead and zeroed.
 
-    vectors: FAISS's flat index of them, by inner product. N places, D width.
+    vectors: FAISS's flat index of them, by inner product. moved: where it is a list, places whose vectors were
+    replaced are added to it. N places, D width.
     """
+
+    moved: list[Places] | None = None
 
     def __init__(self, dim: int) -> None:
         import faiss
@@ -26,6 +30,7 @@ class Table:
         self.vectors: Any = faiss.IndexFlatIP(dim)
         self._names: dict[str, int] = {}
         self._records = np.zeros(0, np.int64)
+        self._sources = np.zeros(0, np.int64)
         self._spaces = np.zeros(0, np.int32)
         self._live = np.zeros(0, bool)
         self._dead = 0
@@ -66,6 +71,11 @@ class Table:
         return self._records[: self.places]
 
     @property
+    def sources(self) -> NDArray[np.int64]:
+        """What tells the source at each place from others, as `source_numbers` gives it."""
+        return self._sources[: self.places]
+
+    @property
     def spaces(self) -> NDArray[np.int32]:
         """The namespace at each place, as its position in `names`."""
         return self._spaces[: self.places]
@@ -86,22 +96,30 @@ class Table:
             else np.zeros((0, self.dim), np.float32)
         )
 
-    def append(self, records_N: NDArray[np.int64], vectors_ND: Floats, names: Sequence[str]) -> None:
-        """Take in records, numbered in order and above all before, with their namespaces."""
+    def append(
+        self, records_N: NDArray[np.int64], vectors_ND: Floats, names: Sequence[str], sources: Sequence[str]
+    ) -> None:
+        """Take in records, numbered in order and above all before, with their namespaces and sources."""
         start, more = self.places, len(records_N)
-        self._records, self._spaces, self._live = (
-            _grown(column, start, start + more) for column in (self._records, self._spaces, self._live)
+        self._records, self._sources, self._spaces, self._live = (
+            _grown(column, start, start + more) for column in (self._records, self._sources, self._spaces, self._live)
         )
         self._records[start : start + more] = records_N
+        self._sources[start : start + more] = source_numbers(sources)
         self._spaces[start : start + more] = [self._space(name) for name in names]
         self._live[start : start + more] = True
         self.vectors.add(np.ascontiguousarray(vectors_ND, np.float32))
 
     def restore(
-        self, records: NDArray[np.int64], spaces: NDArray[np.int32], live: NDArray[np.bool_], names: Sequence[str]
+        self,
+        records: NDArray[np.int64],
+        sources: NDArray[np.int64],
+        spaces: NDArray[np.int32],
+        live: NDArray[np.bool_],
+        names: Sequence[str],
     ) -> None:
         """Say what the vectors are, where `vectors` was filled at once."""
-        self._records, self._spaces, self._live = records, spaces, live
+        self._records, self._sources, self._spaces, self._live = records, sources, spaces, live
         self._names = {name: place for place, name in enumerate(names)}
         self._dead = int(len(live) - live.sum())
 
@@ -113,9 +131,10 @@ class Table:
         there[there] = self.records[places[there]] == wanted[there]
         return np.where(there, places, -1)
 
-    def put(self, places: Places, vectors_ND: Floats, names: Sequence[str]) -> None:
+    def put(self, places: Places, vectors_ND: Floats, names: Sequence[str], sources: Sequence[str]) -> None:
         """Replace what is at places, which live from then on."""
-        self.view()[places] = vectors_ND
+        self._move(places, vectors_ND)
+        self._sources[places] = source_numbers(sources)
         self._spaces[places] = [self._space(name) for name in names]
         self._dead -= int((~self._live[places]).sum())
         self._live[places] = True
@@ -123,7 +142,7 @@ class Table:
     def drop(self, places: Places) -> None:
         """Let the places die."""
         if len(places):
-            self.view()[places] = 0
+            self._move(places, 0.0)
             self._dead += int(self._live[places].sum())
             self._live[places] = False
 
@@ -134,8 +153,22 @@ class Table:
         known = [self._names[name] for name in names if name in self._names]
         return self.live & np.isin(self.spaces, known)
 
+    def _move(self, places: Places, vectors_ND: Floats | float) -> None:
+        self.view()[places] = vectors_ND
+        if self.moved is not None:
+            self.moved.append(places)
+
     def _space(self, name: str) -> int:
         return self._names.setdefault(name, len(self._names))
+
+
+def source_numbers(sources: Sequence[str]) -> NDArray[np.int64]:
+    """A number for each source, equal for equal ones; there may be as many sources as records, so no list is kept."""
+    numbers = {
+        source: int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "big", signed=True)
+        for source in set(sources)
+    }
+    return np.fromiter((numbers[source] for source in sources), np.int64, len(sources))
 
 
 def _grown(column: NDArray[Any], used: int, needed: int) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from cmrn.memory.info import read_info
 from cmrn.memory.oplog import last_seq, read_changes
 from cmrn.memory.rows import Row, is_sound, record_of
 from cmrn.memory.schema import is_damage
+from cmrn.memory.values import find_value_problems
 from cmrn.memory.writing import read_window
 
 __all__ = ["find_problems"]
@@ -81,5 +82,6 @@ def _tables(connection: sqlite3.Connection) -> Iterator[Problem]:
     orphans = connection.execute("SELECT count(*) FROM use WHERE record NOT IN (SELECT record FROM rec)").fetchone()[0]
     if unused or orphans:
         yield Problem(f"lacks {unused} records and has {orphans} too many", "table use")
+    yield from find_value_problems(connection, info.fingerprint.dim)
     if info.pruned > last_seq(connection) or read_changes(connection, info.pruned) is None:
         yield Problem("is not as it was written", "table oplog")

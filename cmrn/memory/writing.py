@@ -12,6 +12,7 @@ from cmrn.memory.entry import AddResult, Operation, Progress
 from cmrn.memory.oplog import append_changes
 from cmrn.memory.rows import COLUMNS, Prepared, Row, is_sound, row_of
 from cmrn.memory.schema import is_damage, marks
+from cmrn.memory.values import drop_values
 
 __all__ = [
     "delete_records",
@@ -84,6 +85,7 @@ def delete_records(connection: sqlite3.Connection, records: Collection[int]) -> 
     for part in _chunks(existing):
         connection.execute(f"DELETE FROM rec WHERE record IN ({marks(part)})", part)
         connection.execute(f"DELETE FROM use WHERE record IN ({marks(part)})", part)
+        drop_values(connection, part)
     _add_to_tally(connection, {namespace: -count for namespace, count in gone.items()})
     append_changes(connection, "delete", existing)
     return len(existing)

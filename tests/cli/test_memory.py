@@ -185,6 +185,14 @@ class TestSearch:
         assert [hit["id"] for hit in filled("search", "star", "--where", "year=1902")["hits"]] == []
         assert [hit["record"] for hit in filled("search", "star", "--namespace", "kitchen")["hits"]] == [3]
 
+    def test_one_source_has_at_most_its_share(self, filled: Call) -> None:
+        assert {hit["source"] for hit in filled("search", "star", "--per-source", "1")["hits"]} == {
+            "facts.jsonl",
+            "sky",
+        }
+        assert len(filled("search", "star", "--per-source", "1")["hits"]) == 2
+        assert len(filled("search", "star", "--per-source", "2")["hits"]) == 3
+
     def test_edits_and_deletions_are_seen_at_once(self, filled: Call) -> None:
         filled("edit", "cat", "--text", "A star shines by nuclear fusion.")
         assert filled("search", "what makes a star shine by fusion")["hits"][0]["id"] == "cat"
@@ -204,7 +212,7 @@ class TestSearch:
         assert run(["memory", "search", "anything"]) == 0
         assert "nothing found" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("words", [["-k", "0"], ["-k", "-1"], ["--where", "year"]])
+    @pytest.mark.parametrize("words", [["-k", "0"], ["-k", "-1"], ["--where", "year"], ["--per-source", "0"]])
     def test_usage(self, words: list[str], filled: Call) -> None:
         filled("search", "x", *words, code=2)
 
@@ -320,12 +328,26 @@ class TestUpkeep:
         assert filled("rebuild")["index"] == index
         assert filled("search", "star") == before
 
-    def test_an_export_makes_an_equal_store(self, filled: Call, folder: Path) -> None:
+    def test_an_export_makes_an_equal_store(
+        self, filled: Call, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert filled("export", "one.jsonl")["records"] == 3
         filled("populate", "one.jsonl", "--store", "other")
         filled("export", "two.jsonl", "--store", "other")
         assert (folder / "one.jsonl").read_bytes() == (folder / "two.jsonl").read_bytes()
         assert filled("export", "three.jsonl", "--namespace", "kitchen")["records"] == 1
+        capsys.readouterr()
+        assert run(["memory", "export", "-"]) == 0
+        assert capsys.readouterr().out == (folder / "one.jsonl").read_text("ascii")
+        for name in (".", "memory/memory.db", "/dev/null"):
+            filled("export", name, code=2)
+
+    def test_a_list_of_refused_lines_replaces_no_input_and_no_store(self, filled: Call, folder: Path) -> None:
+        (folder / "bad.jsonl").write_bytes(LINES + b"nonsense\n")
+        for name in ("bad.jsonl", "memory/memory.db", ".", "/dev/null"):
+            filled("populate", "bad.jsonl", "--rejects", name, code=2)
+        assert (folder / "bad.jsonl").read_bytes() == LINES + b"nonsense\n"
+        assert filled("verify")["ok"]
 
     def test_a_copy(self, filled: Call) -> None:
         assert filled("copy", "memory", "backup")["records"] == 3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cmrn.errors import CheckpointError, DataError
+from cmrn.errors import CheckpointError, DataError, UsageError
 from cmrn.memory.entry import Fingerprint
 from cmrn.memory.exchange import copy_store, export_lines, export_store, reembed
 from cmrn.memory.store import MemoryStore
@@ -44,11 +45,36 @@ def test_an_export_is_one_json_line_a_record(tmp_path: Path) -> None:
         assert (tmp_path / "out.jsonl").read_bytes() == b"".join(lines)
 
 
+def test_an_export_destroys_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the store itself, which a rename over its database would, nor a folder, a device or a pipe."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "memory" / "memory.db")
+    with filled(tmp_path / "memory", 2) as store:
+        for name in (".", "", "/", "memory", "memory/memory.db", "memory/new.jsonl", "pipe", "/dev/null", "link"):
+            with pytest.raises(UsageError):
+                export_store(store, Path(name))
+    with MemoryStore.open(tmp_path / "memory") as store:
+        assert store.verify() == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "memory", "pipe"]
+
+
+@pytest.mark.parametrize("inner", ["inner", "index", "index/deep"])
+def test_no_store_is_made_within_another(tmp_path: Path, inner: str) -> None:
+    """What lies in a store's index is removed without a question."""
+    with filled(tmp_path / "memory", 2) as store, pytest.raises(CheckpointError, match="within another store"):
+        copy_store(store, tmp_path / "memory" / inner)
+    with pytest.raises(CheckpointError, match="within another store"):
+        MemoryStore.ensure(tmp_path / "memory" / inner, OTHER)
+    with MemoryStore.open(tmp_path / "memory") as store:
+        assert store.verify() == []
+
+
 def test_an_export_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text("old")
     (tmp_path / "taken").mkdir()
     with filled(tmp_path / "memory", 2) as store:
-        with pytest.raises(CheckpointError, match="cannot be written"):
+        with pytest.raises(UsageError, match="is a folder"):
             export_store(store, tmp_path / "taken")
         with pytest.raises(CheckpointError, match="cannot be written"):
             export_store(store, tmp_path / "nowhere" / "out.jsonl")

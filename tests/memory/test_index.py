@@ -6,24 +6,29 @@ import sqlite3
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 pytest.importorskip("faiss", reason="the index needs FAISS")
-from cmrn.errors import UsageError
+from cmrn.errors import CheckpointError, UsageError
 from cmrn.memory import index as index_module
 from cmrn.memory import mirror, snapshot
-from cmrn.memory.entry import Fingerprint, Hit, NewRecord
+from cmrn.memory.entry import Fingerprint, Hit, NewRecord, Record
+from cmrn.memory.exchange import reembed
 from cmrn.memory.index import VectorIndex
 from cmrn.memory.store import MemoryStore
 
 DIM = 16
 Floats = NDArray[np.float32]
+Where = Callable[[Record], bool]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def unit(count: int, seed: int = 0) -> Floats:
@@ -121,6 +126,123 @@ def test_a_condition_is_met_by_every_hit(store: MemoryStore) -> None:
         [hits] = index.search(unit(1, seed=2), 4, where=lambda record: record.record % 50 == 0)
         expected = [pair for pair in definition(store, unit(1, seed=2)[0], 300) if pair[0] % 50 == 0][:4]
         assert plain(hits) == expected
+
+
+def capped(store: MemoryStore, query: Floats, k: int, most: int, where: Where = lambda record: True) -> list[int]:
+    """Records best first, passing over those whose source has had its share."""
+    counts: Counter[str] = Counter()
+    kept = []
+    for record in store.get([number for number, _ in definition(store, query, 10_000)]):
+        counts[record.source] += where(record)
+        if where(record) and counts[record.source] <= most:
+            kept.append(record.record)
+    return kept[:k]
+
+
+@pytest.mark.usefixtures("small_cells")
+@pytest.mark.parametrize("count", [0, 5, 200, 900])
+def test_no_source_has_more_than_its_share(store: MemoryStore, count: int) -> None:
+    """Half of the records are of one source, and some of each of many others."""
+    draw = np.random.default_rng(3)
+    vectors = unit(count)
+    sources = ["loud" if draw.random() < 0.5 else f"s{draw.integers(60)}" for _ in range(count)]
+    store.add([NewRecord(f"text {n}", vectors[n], namespace="ab"[n % 2], source=sources[n]) for n in range(count)])
+    store.delete([3, 4])
+    with VectorIndex.open(store, build="now") as index:
+        for query in unit(4, seed=1):
+            for k, most in ((6, 1), (12, 2), (100, 3), (3, 50)):
+                [hits] = index.search(query, k, per_source=most)
+                assert [hit.record.record for hit in hits] == capped(store, query, k, most)
+            odd = index.search(query, 8, per_source=2, where=lambda record: record.record % 5 == 0)[0]
+            assert [h.record.record for h in odd] == capped(store, query, 8, 2, lambda record: record.record % 5 == 0)
+            other = index.search(query, 5, per_source=1, namespaces=["b"])[0]
+            assert all(hit.record.namespace == "b" for hit in other)
+    with VectorIndex.open(store) as index, pytest.raises(UsageError, match="per_source"):
+        index.search(unit(1), 3, per_source=0)
+
+
+def test_a_share_of_one_large_source_is_found_without_reading_all_of_it(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add([NewRecord(f"text {n}", vector, source="one") for n, vector in enumerate(unit(2000))])
+    read: list[int] = []
+    get = MemoryStore.get
+    monkeypatch.setattr(MemoryStore, "get", lambda self, records: read.extend(records) or get(self, records))
+    with VectorIndex.open(store) as index:
+        assert len(index.search(unit(1), 5, per_source=2)[0]) == 2
+    assert len(read) == 20
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_sources_outlive_a_snapshot(store: MemoryStore) -> None:
+    store.add(entries(unit(400)))
+    with VectorIndex.open(store, build="now") as index:
+        index.snapshot()
+    store.add([NewRecord(f"late {n}", vector, source="late") for n, vector in enumerate(unit(50, seed=8))])
+    again = VectorIndex.open(store, build="never")
+    for query in unit(4, seed=1):
+        hits = again.search(query, 7, per_source=2)[0]
+        assert [hit.record.record for hit in hits] == capped(store, query, 7, 2)
+
+
+class TestOnADevice:
+    """The path of a GPU, on one where there is one."""
+
+    @pytest.fixture(autouse=True)
+    def _on_any_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not torch.cuda.is_available():
+            monkeypatch.setattr(VectorIndex, "to", lambda index, device: setattr(index, "_device", device))
+
+    @pytest.mark.parametrize("count", [1, 40, 900])
+    def test_it_finds_what_comparing_all_finds_through_changes(self, store: MemoryStore, count: int) -> None:
+        store.add(entries(unit(count)))
+        index = VectorIndex.open(store, device=DEVICE)
+        assert index.kind == "exact"
+        draw = np.random.default_rng(5)
+        for step in range(6):
+            more = unit(40, seed=10 + step) * (1 + step)
+            store.add(entries(more, 1000 * (step + 1)))
+            store.delete(draw.choice(count, count // 20).tolist())
+            store.edit(count + 7, text=f"edited {step}", vector=more[0] * 0.5)
+            queries = np.concatenate([unit(3, seed=100 + step), more[:1]])
+            for namespaces in (None, "b"):
+                found = index.search(queries, 10, namespaces=namespaces)
+                expected = [definition(store, query, 10, namespaces) for query in queries]
+                assert [plain(hits) for hits in found] == expected
+            assert len(index.search(queries[0], 5000)[0]) == store.stats().records
+        index.close()
+
+    def test_shares_and_a_table_made_anew(self, store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        store.add(entries(unit(300)))
+        index = VectorIndex.open(store, device=DEVICE)
+        index.search(unit(2), 3)
+        monkeypatch.setattr(mirror, "FLAT", 10)
+        store.delete(list(range(1, 200)))
+        query = unit(1, seed=3)[0]
+        assert plain(index.search(query, 5)[0]) == definition(store, query, 5)
+        hits = index.search(query, 5, per_source=1)[0]
+        assert [hit.record.record for hit in hits] == capped(store, query, 5, 1)
+
+    def test_too_little_memory_there_is_told_once(self, store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*arguments: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        store.add(entries(unit(30)))
+        monkeypatch.setattr("cmrn.memory.resident.Resident.search", refuse)
+        warned: list[str] = []
+        index = VectorIndex.open(store, warn=warned.append, device=DEVICE)
+        monkeypatch.undo()
+        monkeypatch.setattr("cmrn.memory.resident.Resident.search", refuse)
+        for query in unit(3, seed=1):
+            assert plain(index.search(query, 5)[0]) == definition(store, query, 5)
+        assert len(warned) == 1
+        assert index.kind == "flat"
+
+
+def test_a_device_that_is_not_there_is_refused(store: MemoryStore) -> None:
+    for device in ("cuda:99" if not torch.cuda.is_available() else "mps", "tpu", ""):
+        with pytest.raises(UsageError, match="cannot search on"):
+            VectorIndex.open(store, device=device)
 
 
 @pytest.mark.usefixtures("small_cells")
@@ -293,6 +415,37 @@ def test_a_snapshot_older_than_the_log_is_not_read(store: MemoryStore) -> None:
     index = VectorIndex.open(store)
     assert index.records == 18
     assert plain(index.search(unit(1)[0], 3)[0]) == definition(store, unit(1)[0], 3)
+
+
+def test_snapshots_let_the_log_of_changes_stay_short(store: MemoryStore, folder: Path) -> None:
+    """It goes back to the snapshot before the newest, and a reader that fell behind that starts from the newest."""
+    with MemoryStore.open(folder) as reader, VectorIndex.open(reader) as behind:
+        index = VectorIndex.open(store)
+        for step in range(4):
+            store.add(entries(unit(30, seed=step), 100 * step))
+            store.delete([30 * step + 1])
+            before = store.seq
+            index.snapshot()
+        assert store.changes(0) is None
+        assert store.changes(before) == []
+        assert len(store.changes(before - 2) or ()) == 31
+        assert store.verify() == []
+        for query in unit(3, seed=9):
+            assert plain(behind.search(query, 6)[0]) == definition(store, query, 6)
+
+
+@pytest.mark.parametrize("dim", [DIM, 4])
+def test_vectors_of_another_encoder_are_not_searched_with_those_of_the_one_before(
+    store: MemoryStore, folder: Path, dim: int
+) -> None:
+    store.add(entries(unit(30)))
+    with MemoryStore.open(folder) as reader, VectorIndex.open(reader) as index:
+        assert len(index.search(unit(1), 3)[0]) == 3
+        reembed(store, lambda texts: np.eye(dim, dtype=np.float32)[[len(text) % 4 for text in texts]],
+                Fingerprint("another", dim=dim))  # fmt: skip
+        with pytest.raises(CheckpointError, match="another encoder since"):
+            index.search(unit(1), 3)
+        assert VectorIndex.open(reader).search(np.eye(dim)[len("text 0") % 4], 1)[0][0].record.text == "text 0"
 
 
 def test_only_the_newest_snapshot_stays(store: MemoryStore, folder: Path) -> None:

@@ -106,6 +106,40 @@ def test_edit_changes_what_is_given_and_nothing_else(tmp_path: Path) -> None:
             store.edit(1, text="text 2", vector=vector(1))
         with pytest.raises(UsageError, match="not stored"):
             store.edit(99, meta={})
+        with pytest.raises(DataError, match="value"):
+            store.edit(1, value=np.ones(2, np.float32))
+
+
+def test_a_value_stays_with_its_record_and_goes_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "memory"
+    values = np.arange(3 * DIM, dtype=np.float32).reshape(3, DIM)
+    with filled(folder, 2, max_records=4) as store:
+        store.add([new(3), new(4), new(3)], values=values)
+        np.testing.assert_array_equal(store.values([4, 3]), values[[1, 2]])
+        assert np.isnan(store.values([1, 99])).all()
+        store.edit(4, value=values[0])
+        store.edit(4, meta={"a": 1})
+        store.touch([1, 2])
+        assert store.add([new(7)], values=values[:1]).evicted == 1
+        assert store.add([new(8), new(9), new(10), new(11), new(12)], values=np.ones((5, DIM), np.float32)).evicted == 5
+        assert store.verify() == []
+        assert np.isnan(store.values([3, 4, 5])).all()
+        store.delete([10])
+        store.compact()
+    run_sql(folder, "UPDATE val SET vec = zeroblob(32) WHERE record = 9")
+    run_sql(folder, "INSERT INTO val VALUES (500, zeroblob(32), 0)")
+    with MemoryStore.open(folder) as store:
+        assert np.isnan(store.values([9])).all()
+        np.testing.assert_array_equal(store.values([8])[0], np.ones(DIM))
+        assert {problem.where for problem in store.verify()} == {"record 9", "record 500", "table val"}
+
+
+def test_values_that_cannot_be_stored_are_refused(tmp_path: Path) -> None:
+    with filled(tmp_path / "memory") as store:
+        for values in (np.ones((1, DIM)), np.ones((2, DIM), np.float32), np.full((1, DIM), np.inf, np.float32), [1.0]):
+            with pytest.raises(DataError, match="value"):
+                store.add([new(50)], values=values)  # type: ignore[arg-type]
+        assert store.stats().records == 5
 
 
 def test_the_log_tells_every_change_in_order(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_a_newer_schema_is_refused_naming_both_versions_and_left_untouched(tmp_p
     run_sql(folder, "PRAGMA user_version = 9")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for write in (False, True):
-        with pytest.raises(CheckpointError, match=r"schema 9, and this version of cmrn reads up to 1"):
+        with pytest.raises(CheckpointError, match=r"schema 9, and this version of cmrn reads up to 2"):
             MemoryStore.open(folder, write=write)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -249,22 +249,36 @@ def test_an_older_schema_is_copied_migrated_verified_and_renamed(
     before = (folder / "memory.db").read_bytes()
     with pytest.raises(CheckpointError, match="older schema 0"):
         MemoryStore.open(folder)
-    with pytest.raises(CheckpointError, match="has schema 0, and this version of cmrn reads 1"):
+    with pytest.raises(CheckpointError, match="has schema 0, and this version of cmrn reads 2"):
         MemoryStore.open(folder, write=True)
 
     def spoil(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE rec SET text = 'spoilt' WHERE record = 3")
 
     with pytest.raises(CheckpointError, match="record 3 is damaged"):
-        maintenance.migrate(folder, {0: spoil})
+        maintenance.migrate(folder, {0: spoil, 1: lambda connection: None})
     assert (folder / "memory.db").read_bytes() == before
 
     steps: list[sqlite3.Connection] = []
-    maintenance.migrate(folder, {0: steps.append})
-    assert len(steps) == 1
+    maintenance.migrate(folder, {0: steps.append, 1: steps.append})
+    assert len(steps) == 2
     with MemoryStore.open(folder) as store:
         assert store.stats().records == 5
     assert not list(folder.glob("*.tmp-*"))
+
+
+def test_a_store_of_before_there_were_values_is_brought_up_to_date(tmp_path: Path) -> None:
+    folder = tmp_path / "memory"
+    filled(folder).close()
+    run_sql(folder, "DROP TABLE val")
+    run_sql(folder, "PRAGMA user_version = 1")
+    with pytest.raises(CheckpointError, match="older schema 1"):
+        MemoryStore.open(folder)
+    with MemoryStore.open(folder, write=True) as store:
+        store.edit(2, value=vector(9))
+        assert (store.stats().records, store.verify()) == (5, [])
+    with MemoryStore.open(folder) as store:
+        assert store.values([2])[0].tolist() == vector(9).tolist()
 
 
 MOUNTS = r"""

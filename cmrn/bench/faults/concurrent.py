@@ -171,6 +171,7 @@ def _compare(made: Outcome, writers: list[Outcome], seen: Outcome, findings: Fin
 
 
 def _figures(writers: list[Outcome], readers: list[Outcome], findings: Findings, seconds: float) -> None:
+    errors = len(findings.failures)
     refused = sum(outcome.result["refused"] for outcome in writers if outcome.result)
     findings.count("writers refused with 5", refused)
     for name, field in (("read of 60 records", "times"), ("search", "searches")):
@@ -181,4 +182,4 @@ def _figures(writers: list[Outcome], readers: list[Outcome], findings: Findings,
         findings.rows.append(Row(f"{name}, median", statistics.median(times), "ms", detail={"reads": len(times)}))
         # Over in a moment, a test says little of how long one in a hundred takes.
         findings.count(f"{name}, 99 of 100 within", slow, "ms", SLOWEST if seconds >= 60 else None)
-    findings.count("errors but 5, records lost or torn", len(findings.failures), limit=0)
+    findings.count("errors but 5, records lost or torn", errors, limit=0)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cmrn.memory.entry import Fingerprint, NewRecord
 
-__all__ = ["DIM", "Entry", "fingerprint", "key", "make_entry", "to_record", "vector", "vectors"]
+__all__ = ["DIM", "SOURCES", "Entry", "fingerprint", "key", "make_entry", "to_record", "vector", "vectors"]
 
 DIM = 32
 Entry: TypeAlias = list[object]
