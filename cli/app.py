@@ -39,7 +39,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(context_settings=_HELP, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.callback(epilog=examples(*EXAMPLES))(takes_globals(_root))
     add_command(app, "train", train.train, train.EXAMPLES)
-    add_command(app, "generate", generate.generate, generate.EXAMPLES)
+    add_command(app, "generate", generate.generate, generate.EXAMPLES, cls=generate.GenerateCommand)
     add_command(app, "reason", reason.reason, reason.EXAMPLES)
     add_command(app, "trace", trace.trace, trace.EXAMPLES)
     add_command(app, "eval", evaluate.evaluate, evaluate.EXAMPLES)

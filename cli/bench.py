@@ -35,6 +35,11 @@ EXAMPLES = {
         'cmrn bench quality --variant "Llama, Muon" --rate 3e-3 --rate 6e-3 --sweep --results quality.jsonl',
         "cmrn bench quality --task mqar --results mqar.jsonl",
     ),
+    "domains": (
+        "cmrn bench domains --data-root shared",
+        "cmrn bench domains --domain legal --case retrain --case add --fraction 0.05 --data-root shared --json",
+        "cmrn bench domains --case terms --model runs/small --data-root shared",
+    ),
     "reason": (
         "cmrn bench reason --own 20",
         "cmrn bench reason --data-root shared --limit 100",
@@ -46,6 +51,11 @@ EXAMPLES = {
         "cmrn bench store --case kill --rounds 50",
         "cmrn bench store --case power --case every-call",
         "cmrn bench store --case corrupt --json",
+    ),
+    "memory": (
+        "cmrn bench memory --data-root shared --results memory.jsonl",
+        "cmrn bench memory --case passkey --length 1000000 --length 10000000 --results memory.jsonl",
+        "cmrn bench memory --case speed --device cpu --set training.max_steps=1 --json",
     ),
     "ablate": (
         "cmrn bench ablate --data-root shared --results ablate.jsonl",
@@ -100,6 +110,8 @@ def build_app() -> typer.Typer:
         "context": context,
         "quality": quality,
         "ablate": ablate,
+        "memory": memory,
+        "domains": domains,
         "reason": reason,
         "store": store,
     }
@@ -182,6 +194,77 @@ def ablate(
              prepare_only=prepare_only, device=device, seed=settings.seed)  # fmt: skip
 
 
+def memory(
+    settings: Settings,
+    case: Annotated[
+        list[str] | None,
+        typer.Option("--case", metavar="C", help="A case to measure; by default all. May be repeated."),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", metavar="V", help="A model to train and measure; by default all. May be repeated."),
+    ] = None,
+    length: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--length", min=1, metavar="N", help="Tokens of a text; by default the case's own. May be repeated."
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, metavar="N", help="Questions or documents of a case.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=V", help="Change the recipe: model.episodic_memory=8192."),
+    ] = None,
+    recipe: Annotated[str, typer.Option("--recipe", metavar="R", help="What the models are trained by.")] = "long",
+    data_root: RootOption = None,
+    cache: CacheOption = Path("runs/bench"),
+    results: ResultsOption = None,
+    prepare_only: PrepareOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Hide facts in texts of up to millions of tokens and ask for them, with and without long-term memory."""
+    _measure(settings, "memory", cases=case, variants=variant, lengths=length, count=count, overrides=change,
+             recipe=recipe, data_root=data_root, cache=cache, results=results, prepare_only=prepare_only, device=device,
+             seed=settings.seed)  # fmt: skip
+
+
+def domains(
+    settings: Settings,
+    domain: Annotated[str, typer.Option("--domain", metavar="D", help="The domain that is left out and added.")] = (
+        "medical"
+    ),
+    case: Annotated[
+        list[str] | None,
+        typer.Option("--case", metavar="C", help="add, retrain, tune, lora or dense, by default all; or terms alone."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="CKPT", help="The model that places single terms (--case terms).")
+    ] = None,
+    fraction: Annotated[
+        list[float] | None,
+        typer.Option("--fraction", min=0.0, metavar="F", help="Share of the retrain's FLOPs (0.15 and 0.05)."),
+    ] = None,
+    experts: Annotated[
+        int | None,
+        typer.Option("--experts", min=1, metavar="N", help="New experts; by default as many as read a token."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.0, metavar="R", help="Learning rate, as a share of the recipe's.")
+    ] = None,
+    change: SetOption = None,
+    data_root: RootOption = None,
+    cache: CacheOption = Path("runs/bench"),
+    prepare_only: PrepareOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Add a domain to a model that has not read it, beside a retrain, fine-tuning, LoRA and a dense branch."""
+    _measure(settings, "domains", domain=domain, case=case, fractions=fraction, experts=experts, rate=rate,
+             overrides=change, data_root=data_root, cache=cache, prepare_only=prepare_only, device=device,
+             seed=settings.seed, model=model)  # fmt: skip
+
+
 def reason(
     settings: Settings,
     data_root: RootOption = None,
@@ -190,7 +273,7 @@ def reason(
     deepest: Annotated[int, typer.Option("--deepest", min=1, metavar="N", help="Longest chain of our own.")] = 25,
     case: Annotated[
         list[str] | None,
-        typer.Option("--case", metavar="C", help="questions, speed, rules, depth or clutrr. May be repeated."),
+        typer.Option("--case", metavar="C", help="questions, speed, rules, depth, clutrr or folio. May be repeated."),
     ] = None,
     theories: Annotated[
         int, typer.Option("--theories", min=0, metavar="N", help="Compare N random theories with z3 and clingo.")

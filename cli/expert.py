@@ -16,6 +16,8 @@ from cmrn_cli.output import write_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cmrn.domain_expert import ExpertFolder
+    from cmrn.memory.partition import Partition
     from cmrn.model import CMRN
 
 __all__ = ["EXAMPLES", "build_app"]
@@ -46,7 +48,7 @@ EXAMPLES = {
     "import": (
         "cmrn expert import medical-expert --out models/medical",
         "cmrn expert import medical-expert -m models/base --out models/medical",
-        "cmrn expert import medical-expert -m models/base --yes --json",
+        "cmrn expert import medical-expert -m models/base --store memory --yes --json",
     ),
     "ablate": (
         "cmrn expert ablate math",
@@ -137,7 +139,7 @@ def remove(
     from cmrn.domain_expert import remove_expert
 
     network, place = load_model(model)
-    _write(settings, remove_expert(network, name), place, out, yes=yes)
+    _write(settings, remove_expert(network, name), place, _vacant_target(place, out, yes=yes))
 
 
 def rename(
@@ -152,7 +154,7 @@ def rename(
     from cmrn.domain_expert import rename_expert
 
     network, place = load_model(model)
-    _write(settings, rename_expert(network, name, new), place, out, yes=yes)
+    _write(settings, rename_expert(network, name, new), place, _vacant_target(place, out, yes=yes))
 
 
 def export(
@@ -172,9 +174,12 @@ def export(
     if not yes:
         _check_vacant(folder)
     network, _ = load_model(model)
-    memory = None if store is None else _partition(store, name)
-    write_expert(folder, network, name, memory)
-    records = 0 if memory is None else memory.count(b"\n")
+    partition = None if store is None else _partition(store, name)
+    if partition is None:
+        write_expert(folder, network, name)
+    else:
+        write_expert(folder, network, name, partition.lines, partition.vectors)
+    records = 0 if partition is None else partition.records
     if settings.json:
         write_json({"expert": name, "folder": str(folder), "records": records})
     else:
@@ -187,6 +192,10 @@ def import_(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An exported expert.")],
     model: ModelOption = None,
     out: Annotated[Path | None, _OUT] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="DIR", help="A memory that takes in the expert's; made where there is none."),
+    ] = None,
     yes: Annotated[bool, _YES] = False,
 ) -> None:
     """Add an exported expert to a model of the backbone it was made for; any other is refused."""
@@ -196,9 +205,11 @@ def import_(
 
     network, place = load_model(model)
     found = read_expert(folder, network.config)
-    _write(settings, insert_expert(network, found), place, out, yes=yes)
-    if found.memory is not None:
-        name = found.parts.config.name
+    grown, name = insert_expert(network, found), found.parts.config.name
+    target = _vacant_target(place, out, yes=yes)
+    records = None if store is None else _take_in(found, store)
+    _write(settings, grown, place, target, records=records)
+    if found.memory is not None and store is None:
         notice(settings, f"its memory: cmrn memory populate {shlex.quote(str(found.memory))} --namespace {name}")
 
 
@@ -234,24 +245,34 @@ def _parameters(network: CMRN, name: str) -> int:
     return sum(each.numel() for key, each in network.named_parameters() if part in key)
 
 
-def _partition(store: Path, name: str) -> bytes:
-    """The records of the memory's namespace of that name, as JSON Lines."""
-    from cmrn.memory.exchange import export_lines
+def _partition(store: Path, name: str) -> Partition:
+    """The memory's namespace of that name."""
+    from cmrn.memory.partition import take_partition
     from cmrn.memory.store import MemoryStore
 
     with MemoryStore.open(store) as opened:
-        return b"".join(export_lines(opened, name))
+        return take_partition(opened, name)
 
 
-def _write(settings: Settings, network: CMRN, place: str, out: Path | None, *, yes: bool) -> None:
-    """Save a changed model, where the person said.
+def _take_in(found: ExpertFolder, store: Path) -> int:
+    """Put the expert's records into a memory, under its name; how many. Done again, it changes nothing."""
+    from cmrn.errors import UsageError
+    from cmrn.memory.partition import add_partition, read_partition
+
+    if found.memory is None or found.vectors is None:
+        raise UsageError("this expert brings no memory with it", where="--store", hint="import it without --store")
+    fingerprint, records = read_partition(found.memory, found.vectors, found.parts.config.name)
+    add_partition(store, fingerprint, records)
+    return len(records)
+
+
+def _vacant_target(place: str, out: Path | None, *, yes: bool) -> Path:
+    """Where a changed model goes.
 
     Raises:
         UsageError: over what is there without being asked to, or into a run, which could not go on from it.
     """
     from cmrn.errors import UsageError
-    from cmrn.pretrained import resolve_folder
-    from cmrn.training.addition import origin_of, save_with_origin
     from cmrn.training.checkpoint import holds_training
 
     target = out or Path(place)
@@ -262,13 +283,23 @@ def _write(settings: Settings, network: CMRN, place: str, out: Path | None, *, y
     if target.is_dir() and holds_training(target):
         raise UsageError("is a run's checkpoint, and could not be trained on with other experts", where=str(target),
                          hint="--out DIR")  # fmt: skip
+    return target
+
+
+def _write(settings: Settings, network: CMRN, place: str, target: Path, *, records: int | None = None) -> None:
+    """Save a changed model, and say so. records: how many a memory took in, where one did."""
+    from cmrn.pretrained import resolve_folder
+    from cmrn.training.addition import origin_of, save_with_origin
+
     save_with_origin(target, network, origin_of(*resolve_folder(place)))
     names = [expert.name for expert in network.config.named_experts]
     if settings.json:
-        write_json({"checkpoint": str(target), "experts": names})
+        write_json({"checkpoint": str(target), "experts": names} | ({} if records is None else {"records": records}))
     else:
         write_line(str(target))
         notice(settings, f"experts: {', '.join(names)}")
+        if records is not None:
+            notice(settings, f"records of memory: {records:,}")
 
 
 def _check_vacant(folder: Path) -> None:

@@ -13,8 +13,15 @@ if TYPE_CHECKING:
 __all__ = ["domain_table"]
 
 
-def domain_table(bits_per_byte: Mapping[str, float], routing_purity: Mapping[str, float]) -> Table:
-    """Bits per byte and routing purity of every domain; the mean last. A domain no expert owns has no purity."""
+def domain_table(
+    bits_per_byte: Mapping[str, float],
+    routing_purity: Mapping[str, float],
+    unseen: Mapping[str, tuple[float, float | None]] | None = None,
+) -> Table:
+    """Bits per byte and routing purity of every domain; the mean last. A domain no expert owns has no purity.
+
+    unseen: how much of a domain no expert owns, and the share of its documents for which that is more than usual.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -22,10 +29,14 @@ def domain_table(bits_per_byte: Mapping[str, float], routing_purity: Mapping[str
     table.add_column("domain")
     table.add_column("bits per byte", justify="right")
     table.add_column("routing purity", justify="right")
+    for title in ("unowned", "documents above usual") if unseen else ():
+        table.add_column(title, justify="right")
     domains = [*(name for name in bits_per_byte if name != "mean"), "mean"]
     for domain in domains:
         purity = routing_purity.get(domain)
-        cells = (domain, _number(bits_per_byte.get(domain)), "–" if purity is None else f"{purity:.1%}")
+        score, share = (unseen or {}).get(domain, (None, None))
+        cells = [domain, _number(bits_per_byte.get(domain)), _percent(purity)]
+        cells += [_number(score), _percent(share)] if unseen else []
         table.add_row(
             *(Text(sanitize(cell, one_line=True)) for cell in cells), style="bold" if domain == "mean" else ""
         )
@@ -34,3 +45,7 @@ def domain_table(bits_per_byte: Mapping[str, float], routing_purity: Mapping[str
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,23 +1,49 @@
-"""`cmrn generate`: continue a text."""
+"""`cmrn generate`: continue a text, with what a memory or a document holds."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from cmrn_cli.console import Settings, notice, write, write_line
+from cmrn_cli.console import Settings, notice, sanitize, write, write_line
+from cmrn_cli.memory_shared import warn_on
 from cmrn_cli.model import ModelOption, load_model, read_text
 from cmrn_cli.output import write_json
 
-__all__ = ["EXAMPLES", "generate"]
+if TYPE_CHECKING:
+    from cmrn.inference import Generation
+    from cmrn.model import CMRN
+    from cmrn.records import CMRNState
+
+__all__ = ["EXAMPLES", "GenerateCommand", "generate"]
 
 EXAMPLES = (
     'cmrn generate "The integral of "',
-    'cmrn generate "def main" --temperature 0 --max-new-tokens 40',
+    'cmrn generate "What is scurvy?" --memory memory --show-memory',
+    'cmrn generate --document book.txt --question "What is the pass key?" --temperature 0',
     'echo "Permission is hereby" | cmrn generate - --stop "." --json',
 )
 DEFAULT_SEED = 1
+DEFAULT_STORE = "memory"
+SHOWN_CHARACTERS = 200
+MOST_SHOWN = 3
+
+
+class GenerateCommand(TyperCommand):
+    """`--memory` alone, at the end or before another option, means the store in ./memory."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give each bare `--memory` its folder."""
+        given: list[str] = []
+        for word, after in zip(args, [*args[1:], "--"], strict=True):
+            given.append(word)
+            if word == "--memory" and "--" not in given and after.startswith("-") and after != "-":
+                given.append(DEFAULT_STORE)
+        rest: list[str] = super().parse_args(ctx, given)
+        return rest
 
 
 def generate(
@@ -32,45 +58,138 @@ def generate(
     ] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the text once it is whole.")] = False,
+    memory: Annotated[
+        Path | None,
+        typer.Option("--memory", metavar="[DIR]", help="Recall passages of this store first; alone: of ./memory."),
+    ] = None,
+    show_memory: Annotated[
+        bool, typer.Option("--show-memory", help="Say what was recalled, and which of it each token read.")
+    ] = False,
+    document: Annotated[
+        Path | None, typer.Option("--document", metavar="FILE", help="Read this text first, of any length.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", metavar="Q", help="What to ask about the document; it is the prompt.")
+    ] = None,
 ) -> None:
     """Continue a text; the text goes to stdout as it is written, figures to stderr."""
-    text = read_text(prompt)
+    text = _prompt(prompt, question, document, memory, show_memory)
     network, place = load_model(model)
+    seed = DEFAULT_SEED if settings.seed is None else settings.seed
+    streams = not (no_stream or settings.json)
+
+    from contextlib import ExitStack
 
     from cmrn.inference import generate_text
 
-    seed = DEFAULT_SEED if settings.seed is None else settings.seed
-    streams = not (no_stream or settings.json)
-    if streams and not settings.quiet:
-        write(text)
-    result = generate_text(
-        network,
-        text,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop=tuple(stop or ()),
-        stream=write if streams else None,
-    )
-    if settings.json:
-        write_json(
-            {
-                "text": result.text,
-                "prompt_tokens": result.prompt_tokens,
-                "new_tokens": result.new_tokens,
-                "tokens_per_s": result.tokens_per_second,
-                "memory_hits": [],
-            }
+    with ExitStack() as stack:
+        if memory is not None:
+            from cmrn.memory.passages import Passages
+
+            network.memory_system = stack.enter_context(Passages(memory, warn=warn_on(settings)))
+        states = None if document is None else _read(settings, network, document)
+        if streams and not settings.quiet:
+            write(text)
+        result = generate_text(
+            network,
+            text if document is None else f"\n\n{text}",
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=tuple(stop or ()),
+            stream=write if streams else None,
+            use_memory=True if memory is not None else None,
+            states=states,
+            show_reads=show_memory,
         )
+    if settings.json:
+        write_json(_document(result, show_memory))
         return
     if streams:
         write_line()
     else:
         write_line(result.text if settings.quiet else text + result.text)
+    if show_memory:
+        _show_memory(result)
     notice(
         settings,
         f"{result.prompt_tokens} tokens read, {result.new_tokens} written, {result.tokens_per_second:.1f} tok/s, "
         f"seed {seed}, {place}",
     )
+
+
+def _prompt(prompt: str, question: str | None, document: Path | None, memory: Path | None, show_memory: bool) -> str:
+    """The text to continue.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    from cmrn.errors import UsageError
+
+    if question is not None and prompt:
+        raise UsageError("a prompt and a question are two prompts", hint="leave one out")
+    if question is not None and document is None:
+        raise UsageError("--question asks about a document", hint='--document FILE --question "…"')
+    if show_memory and memory is None:
+        raise UsageError("--show-memory shows what --memory recalled", hint="--memory DIR --show-memory")
+    if document is not None and not document.is_file():
+        raise UsageError("no such file", where=str(document), hint="--document names a text file in UTF-8")
+    return read_text(prompt if question is None else question)
+
+
+def _read(settings: Settings, network: CMRN, path: Path) -> CMRNState:
+    from cmrn.errors import DataError
+    from cmrn.inference.document import read_document, text_of
+
+    try:
+        reading = read_document(network, text_of(path))
+    except DataError as error:
+        raise error if error.where else DataError(error.message, where=str(path)) from error
+    kept = "" if network.episodic is None else f", {len(network.episodic):,} entries kept"
+    notice(settings, f"{path.name}: {reading.tokens:,} tokens, {reading.tokens / reading.seconds:,.0f} tok/s{kept}")
+    return reading.states
+
+
+def _document(result: Generation, show_memory: bool) -> dict[str, Any]:
+    """The result as JSON shows it."""
+    found: dict[str, Any] = {
+        "text": result.text,
+        "prompt_tokens": result.prompt_tokens,
+        "new_tokens": result.new_tokens,
+        "tokens_per_s": result.tokens_per_second,
+        "memory_hits": [
+            {
+                "id": hit.record.id,
+                "record": hit.record.record,
+                "score": hit.score,
+                "text": hit.record.text,
+                "namespace": hit.record.namespace,
+                "source": hit.record.source,
+            }
+            for hit in result.memory_hits
+        ],
+    }
+    if show_memory:
+        found["tokens"] = [
+            {"text": read.text, "records": [{"record": record, "weight": weight} for record, weight in read.records]}
+            for read in result.reads
+        ]
+    return found
+
+
+def _show_memory(result: Generation) -> None:
+    """The passages recalled, then the tokens that read one, with the records they read most."""
+    write_line()
+    for hit in result.memory_hits:
+        record = hit.record
+        name = " · ".join(part for part in (f"record:{record.record}", record.id or "", record.source) if part)
+        write_line(f"{hit.score:.3f} {sanitize(name, one_line=True)}")
+        write_line(f"  {sanitize(record.text[:SHOWN_CHARACTERS], one_line=True)}")
+    if not result.memory_hits:
+        write_line("nothing was recalled")
+    for read in result.reads:
+        if read.records:
+            named = ", ".join(f"record:{record} {share:.0%}" for record, share in read.records[:MOST_SHOWN])
+            write_line(f"{sanitize(read.text, one_line=True)!r}: {named}")

@@ -107,10 +107,22 @@ class CMRNConfig(StrictModel):
     """Heads of a memory read."""
     working_memory: Annotated[int, Field(ge=0)] = 256
     """Entries of working memory: how many tokens back a memory block reads; 0 switches the read off."""
+    episodic_memory: Annotated[int, Field(ge=0)] = 0
+    """Entries of long-term memory kept on the device for each row and memory block; 0: the model has none."""
+    episodic_chunk: Positive = 256
+    """Tokens of a chunk, counted from a document's start: its entries are readable once it is complete."""
+    episodic_keep: Annotated[int, Field(ge=0)] = 0
+    """Entries of a complete chunk that go into long-term memory, the most salient; 0: all."""
+    episodic_fade: Annotated[float, Field(ge=0.0)] = 0.0
+    """How fast old entries make room, in nats of salience for each e-fold of age; 0: by salience alone."""
+    episodic_reads: Annotated[int, Field(ge=0)] = 32
+    """Most long-term entries that a token and head read; 0: all that are kept."""
     tie_embeddings: bool = True
     """Whether the output head is the embedding."""
     router_dim: Positive = 64
     """Width of the router's semantic tags."""
+    router_span: Annotated[int, Field(ge=0)] = 0
+    """Tokens over which the router also averages its tags, since a text's domain shows in many; 0: it does not."""
     event_threshold: Annotated[float, Field(gt=0.0)] = 2.0
     """Standard deviations of surprise above its running mean at which an event begins."""
     domain_loss_weight: Annotated[float, Field(ge=0.0)] = 0.03
@@ -119,6 +131,8 @@ class CMRNConfig(StrictModel):
     """Weight of the router's squared log-partition."""
     latent_loss_weight: Annotated[float, Field(ge=0.0)] = 1e-4
     """Weight of the divergence between the generative experts' latent and a unit normal."""
+    salience_loss_weight: Annotated[float, Field(ge=0.0)] = 1e-3
+    """Weight of the share of tokens that a memory block finds worth remembering."""
     balance_rate: Annotated[float, Field(ge=0.0)] = 1e-3
     """Step of the balance bias, added to logits for the choice of experts only."""
 
@@ -143,6 +157,12 @@ class CMRNConfig(StrictModel):
             raise ValueError(f"routing_k is {self.routing_k} but there are {self.num_experts} experts")
         if self.memory_dim % self.memory_heads:
             raise ValueError(f"memory_dim {self.memory_dim} is not a multiple of memory_heads {self.memory_heads}")
+        if self.episodic_memory and not self.working_memory:
+            raise ValueError("episodic_memory needs blocks that read memory: working_memory is 0")
+        if self.episodic_memory and self.episodic_keep > self.episodic_chunk:
+            raise ValueError(f"episodic_keep is {self.episodic_keep} but a chunk has {self.episodic_chunk} tokens")
+        if 0 < self.episodic_memory < (self.episodic_keep or self.episodic_chunk):
+            raise ValueError(f"episodic_memory {self.episodic_memory} does not hold what is kept of one chunk")
         beyond = [block for block in self.memory_blocks or () if block >= self.num_blocks]
         if beyond:
             raise ValueError(f"memory_blocks names block {beyond[0]} but the last of {self.num_blocks} is "
@@ -166,6 +186,11 @@ class CMRNConfig(StrictModel):
     def num_heads(self) -> int:
         """Temporal heads."""
         return self.temporal_heads or max(1, self.d_model // self.head_dim)
+
+    @property
+    def router_width(self) -> int:
+        """Numbers that a router row weighs: the tags, and their recent mean where there is one."""
+        return self.router_dim * (2 if self.router_span else 1)
 
     @property
     def hidden(self) -> int:
@@ -196,7 +221,8 @@ class SourceConfig(StrictModel):
     """One source of text."""
 
     path: str
-    """A path or glob under the data root, builtin://code|math|english|legal, or hf://name[?config=C&split=S]."""
+    """A path or glob under the data root, builtin://code|math|english|legal, hf://name[?config=C&split=S], or
+    quiz://passkey|facts|pairs|associations[?noise=PATH&length=CHARACTERS]: texts that ask about themselves."""
     domain: Name | None = None
     """Domain of this text; by default each record's own `domain` field, if it has one."""
     weight: Annotated[float, Field(gt=0.0)] = 1.0
@@ -240,6 +266,10 @@ class TrainingConfig(StrictModel):
     """Tokens a sequence."""
     carry_states: bool = False
     """Whether rows read on where those of the batch before ended, with the state they left; gradients stop there."""
+    memory_reach: Annotated[int, Field(ge=0)] = 0
+    """Tokens of its own document, before the working memory, that each row may read of long-term memory; 0: none."""
+    memory_top_from: Annotated[int, Field(ge=0)] | None = None
+    """Step from which long-term reads are limited as in use (episodic_keep, episodic_reads); by default never."""
     micro_batch_size: Positive | None = None
     """Sequences computed at once; a step accumulates as many of these as the batch needs."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100

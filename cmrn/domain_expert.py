@@ -1,9 +1,10 @@
 """Experts as things of their own: added to a model, taken from it, silenced, and shipped as folders.
 
-    expert/  expert.json  expert.safetensors  [memory.jsonl]  manifest.json
+    expert/  expert.json  expert.safetensors  [memory.jsonl  memory.safetensors]  manifest.json
 
 `expert.json` holds the expert's configuration and the fingerprint of the backbone it fits, `expert.safetensors` its
-weights and its row of every block's router, `memory.jsonl` the records of its partition of a memory, where it has one.
+weights and its row of every block's router; `memory.jsonl` and `memory.safetensors` the records of its partition of a
+memory and their vectors, where it has one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from cmrn.pretrained import read_tensors, write_tensors
 
 __all__ = [
     "MEMORY",
+    "MEMORY_VECTORS",
     "ExpertFolder",
     "add_expert",
     "insert_expert",
@@ -49,24 +51,30 @@ __all__ = [
     "write_expert",
 ]
 
-DESCRIPTION, TENSORS, MEMORY = "expert.json", "expert.safetensors", "memory.jsonl"
+DESCRIPTION, TENSORS = "expert.json", "expert.safetensors"
+MEMORY, MEMORY_VECTORS = "memory.jsonl", "memory.safetensors"
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class ExpertFolder:
-    """What an exported expert's folder holds. memory: its records as JSON Lines, None where it has none."""
+    """What an exported expert's folder holds.
+
+    memory, vectors: its records as JSON Lines and their vectors; None where it has none.
+    """
 
     folder: Path
     parts: ExpertParts
     backbone: str
     memory: Path | None
+    vectors: Path | None = None
 
 
 def add_expert(model: CMRN, expert: ExpertConfig, init_from: str | None = None, seed: int = 1) -> CMRN:
-    """A model like this one with one more expert in every block, the last; its router rows are zero.
+    """A model like this one with one more expert in every block, the last.
 
-    Weights are copied; those of the expert are drawn, or copied from the expert `init_from`.
+    Weights are copied; those of the expert are drawn and its router rows are zero, or all is copied from the expert
+    `init_from`.
 
     Raises:
         UsageError: the name is taken, init_from does not exist or is of another type, or the router is not learned.
@@ -80,7 +88,7 @@ def add_expert(model: CMRN, expert: ExpertConfig, init_from: str | None = None, 
                 f"{init_from!r} is a {source.config.type} expert and {expert.name!r} a {expert.type} one",
                 hint="weights are copied between experts of one type",
             )
-        parts = ExpertParts(expert, source.weights, source.ngrams, parts.rows_LR, parts.bias_L)
+        parts = ExpertParts(expert, source.weights, source.ngrams, source.rows_LR, source.bias_L)
     elif expert.type == "pattern":
         shared = {f"blocks.{i}": tensors.get(f"blocks.{i}.experts.ngram.weight") for i in range(config.num_blocks)}
         own = {block: value for block, value in shared.items() if value is not None}
@@ -153,8 +161,14 @@ def silenced(model: CMRN, *names: str) -> Iterator[None]:
             network.silent = silent_before
 
 
-def write_expert(folder: str | os.PathLike[str], model: CMRN, name: str, memory: bytes | None = None) -> None:
-    """Write one expert as a folder, whole or not at all. memory: its records as JSON Lines.
+def write_expert(
+    folder: str | os.PathLike[str],
+    model: CMRN,
+    name: str,
+    memory: bytes | None = None,
+    vectors: bytes | None = None,
+) -> None:
+    """Write one expert as a folder, whole or not at all. memory, vectors: see `cmrn.memory.partition`.
 
     Raises:
         UsageError: there is none of that name, or the router is not learned.
@@ -174,8 +188,9 @@ def write_expert(folder: str | os.PathLike[str], model: CMRN, name: str, memory:
     with write_folder(Path(folder)) as temporary:
         (temporary / DESCRIPTION).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         write_tensors(temporary / TENSORS, table)
-        if memory is not None:
-            (temporary / MEMORY).write_bytes(memory)
+        for file, content in ((MEMORY, memory), (MEMORY_VECTORS, vectors)):
+            if content is not None:
+                (temporary / file).write_bytes(content)
 
 
 def read_expert(folder: str | os.PathLike[str], config: CMRNConfig) -> ExpertFolder:
@@ -202,7 +217,8 @@ def read_expert(folder: str | os.PathLike[str], config: CMRNConfig) -> ExpertFol
     parts = ExpertParts(
         expert, _below(tensors, "weights."), _below(tensors, "ngrams."), tensors["rows_LR"], tensors["bias_L"]
     )
-    return ExpertFolder(place, parts, backbone, place / MEMORY if MEMORY in files else None)
+    memory, vectors = (place / file if file in files else None for file in (MEMORY, MEMORY_VECTORS))
+    return ExpertFolder(place, parts, backbone, memory, vectors)
 
 
 def _described(path: Path) -> tuple[ExpertConfig, str]:

@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cmrn.errors import UsageError
+from cmrn.errors import CMRNError, UsageError
 from cmrn.records import CMRNOutput, CMRNState, TemporalState, map_tensors, tensors_of
 from cmrn.sampling import SamplingConfig, draw, refuse_nothing, sample
 from cmrn.tokenizer import CMRNTokenizer
 
-__all__ = ["PREFILL", "WORTH_CAPTURING", "CapturedDecoder", "StopWatch", "continue_ids", "read_prompt"]
+__all__ = ["PREFILL", "WORTH_CAPTURING", "CapturedDecoder", "StopWatch", "continue_ids", "read_prompt", "watches"]
 
 PREFILL = 2048
 WORTH_CAPTURING = 16
@@ -27,29 +27,43 @@ class Reader(Protocol):
     def __call__(self, input_ids: Tensor, *, states: CMRNState | None) -> CMRNOutput: ...
 
 
-def read_prompt(model: Reader, prompt_BT: Tensor) -> tuple[Tensor, CMRNState]:
-    """(logits_BV after the prompt, states): read in pieces of at most 2,048 tokens, so memory does not grow with it."""
-    states: CMRNState | None = None
+def read_prompt(model: Reader, prompt_BT: Tensor, states: CMRNState | None = None) -> CMRNOutput:
+    """The output at the prompt's end: read in pieces of at most 2,048 tokens, so memory does not grow with it.
+
+    states: of a text that the prompt goes on with.
+    """
     for piece in prompt_BT.split(PREFILL, 1):
         output = model(piece, states=states)
         states = output.states
-    assert states is not None
-    return output.logits[:, -1], states
+    return output
 
 
 def continue_ids(
-    model: Reader, prompt_BT: Tensor, new_tokens: int, sampling: SamplingConfig, generator: torch.Generator | None
+    model: Reader,
+    prompt_BT: Tensor,
+    new_tokens: int,
+    sampling: SamplingConfig,
+    generator: torch.Generator | None,
+    states: CMRNState | None = None,
+    watch: Callable[[CMRNOutput], None] | None = None,
 ) -> Iterator[Tensor]:
-    """Up to `new_tokens` drawn ids (B,) on the host, one a step, after reading the prompt."""
-    logits_BV, states = read_prompt(model, prompt_BT)
-    if prompt_BT.is_cuda and new_tokens >= WORTH_CAPTURING:
-        yield from _continue_captured(CapturedDecoder(model, logits_BV, states, sampling, generator), new_tokens)
+    """Up to `new_tokens` drawn ids (B,) on the host, one a step, after reading the prompt.
+
+    states: of a text that the prompt goes on with. watch: receives the output that each id is drawn from.
+    """
+    output = read_prompt(model, prompt_BT, states)
+    # Outputs are not told of in a captured step, and what a memory holds decides what a step computes.
+    plain = watch is None and output.states.origin_B is None
+    if prompt_BT.is_cuda and new_tokens >= WORTH_CAPTURING and plain:
+        decoder = CapturedDecoder(model, output.logits[:, -1], output.states, sampling, generator)
+        yield from _continue_captured(decoder, new_tokens)
         return
     for _ in range(new_tokens):
-        ids_B = sample(logits_BV.float(), sampling, generator)
+        if watch is not None:
+            watch(output)
+        ids_B = sample(output.logits[:, -1].float(), sampling, generator)
         yield ids_B.cpu()
-        output = model(ids_B[:, None], states=states)
-        logits_BV, states = output.logits[:, -1], output.states
+        output = model(ids_B[:, None], states=output.states)
 
 
 def _continue_captured(decoder: CapturedDecoder, new_tokens: int) -> Iterator[Tensor]:
@@ -197,3 +211,24 @@ class StopWatch:
         longest = max((len(text) for text in self._stop), default=1) - 1
         ends = range(min(longest, len(self._held)), 0, -1)
         return next((n for n in ends if any(text.startswith(self._held[-n:]) for text in self._stop)), 0)
+
+
+def watches(
+    tokenizer: CMRNTokenizer | None, rows: int, stop: Sequence[str], stream: Callable[[str], None] | None
+) -> list[StopWatch]:
+    """One StopWatch a row; none where there is nothing to watch for.
+
+    Raises:
+        UsageError: stream is given for several rows, or a stop string is empty.
+        CMRNError: there is no tokenizer.
+    """
+    if not stop and stream is None:
+        return []
+    if tokenizer is None:
+        raise CMRNError(
+            "stop and stream need text, and this model has no tokenizer",
+            hint="CMRN.from_pretrained attaches one; or pass CMRN(config, tokenizer)",
+        )
+    if stream is not None and rows != 1:
+        raise UsageError(f"stream follows one row, and input_ids has {rows}")
+    return [StopWatch(tokenizer, stop, stream) for _ in range(rows)]

@@ -6,20 +6,24 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Self, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmrn.alignment import align, document_places
+from cmrn.arguments import check_ids, check_shapes, check_targets, document_before, new_tokens
+from cmrn.block import Block, RouterLosses, last_hidden
 from cmrn.config import CMRNConfig
 from cmrn.errors import CMRNError, UsageError
-from cmrn.experts import ExpertPool
-from cmrn.generation import StopWatch, continue_ids
+from cmrn.generation import continue_ids, watches
 from cmrn.layers import Linear, Norm, narrow_type, reads_one
 from cmrn.loss import IGNORED, token_nats
-from cmrn.memory import MemoryAttention
+from cmrn.memory import EpisodicMemory, PersistentMemory
+from cmrn.memory.recall import Recall, recall_reading, recall_writing
+from cmrn.recollect import recollect
 from cmrn.records import (
     BlockRecord,
     BlockState,
@@ -27,64 +31,23 @@ from cmrn.records import (
     CMRNState,
     Drawn,
     EventChain,
+    LongReading,
     Losses,
     Routing,
     Segments,
     TemporalState,
     map_tensors,
 )
-from cmrn.routing import DynamicRouter, balance_step, domain_loss, expert_load, z_loss
+from cmrn.routing import balance_step, expert_load
 from cmrn.sampling import SamplingConfig
 from cmrn.temporal import TemporalAbstraction
 from cmrn.tokenizer import CMRNTokenizer
 
+if TYPE_CHECKING:
+    from cmrn.memory.entry import Hit
+    from cmrn.memory.passages import Passages
+
 __all__ = ["CMRN", "Block"]
-
-
-class Block(nn.Module):
-    """Temporal layers, a memory read in the blocks chosen for it, then routed experts; each adds to the stream."""
-
-    def __init__(self, config: CMRNConfig, index: int) -> None:
-        super().__init__()
-        self.temporal = TemporalAbstraction(config)
-        self.memory = MemoryAttention(config) if index in config.reading_blocks else None
-        self.router = DynamicRouter(config, index)
-        self.experts = ExpertPool(config)
-
-    def forward(
-        self, x_BTD: Tensor, previous: BlockState | None, segments: Segments, numbers_BT: Tensor
-    ) -> tuple[Tensor, BlockRecord]:
-        """(x_BTD, what the block did and carries). numbers_BT is what a router without logits hashes."""
-        x_BTD, temporal = self.temporal.read(x_BTD, previous.temporal if previous else None, segments)
-        memory = None
-        if self.memory is not None:
-            x_BTD, memory = self.memory(x_BTD, previous and previous.memory, segments)
-        routing, router_tail = self.router(x_BTD, previous and previous.router_tail_BTC, segments, numbers_BT)
-        x_BTD, ngram_tail, latent = self.experts(x_BTD, routing, previous and previous.ngram_tail_BTC, segments)
-        return x_BTD, BlockRecord(routing, latent, BlockState(temporal, memory, router_tail, ngram_tail))
-
-
-class RouterLosses(nn.Module):
-    """The losses of every learned router, means over blocks. owners_GE: whether expert e owns domain g, bool."""
-
-    owners_GE: Tensor
-
-    def __init__(self, owners_GE: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("owners_GE", owners_GE, persistent=False)
-
-    def forward(self, logits: Sequence[Tensor], domains_BT: Tensor | None, segments: Segments) -> tuple[Tensor, Tensor]:
-        """(domain loss, z-loss) of the blocks' logits_BTE, scalars that carry gradient; without labels the first is 0.
-
-        The blocks' logits go through the formulae together: on a GPU many small calls would cost more than the sums.
-        """
-        logits_LBTE = torch.stack(tuple(logits))
-        real_BT = segments.real_BT if segments.real_BT is not None else logits_LBTE.new_ones(logits_LBTE.shape[1:3])
-        router_z = z_loss(logits_LBTE, real_BT) / len(logits)
-        if domains_BT is None or not len(self.owners_GE):
-            return router_z.new_zeros(()), router_z
-        domains_BT = domains_BT.masked_fill(~real_BT.bool(), -1)
-        return domain_loss(logits_LBTE, domains_BT, self.owners_GE) / len(logits), router_z
 
 
 class CMRN(nn.Module):
@@ -98,6 +61,9 @@ class CMRN(nn.Module):
     def __init__(self, config: CMRNConfig, tokenizer: CMRNTokenizer | None = None) -> None:
         super().__init__()
         self.config, self.tokenizer, self.reasoning_mode = config, tokenizer, "neural"
+        self.episodic = EpisodicMemory(config) if config.episodic_memory else None
+        self.memory_system: PersistentMemory | Passages | None = None
+        self.long_reading: LongReading | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.dropout = nn.Dropout(config.dropout)
@@ -115,6 +81,8 @@ class CMRN(nn.Module):
         domain_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         states: CMRNState | None = None,
+        update_memory: bool = False,
+        use_memory: bool | None = None,
     ) -> CMRNOutput:
         """Logits for every token, the loss where labels are given, and every block's routing.
 
@@ -122,29 +90,31 @@ class CMRN(nn.Module):
         a chunk's first is, through `states`. attention_mask: (B,T), 0 on padding, on either side or in between.
         domain_ids: (B,) or (B,T), index into config.domains, -1 unlabelled. document_ids: (B,T); everything carried
         starts afresh where it changes. states: a former output's `states`, to read on. Logits, losses and states carry
-        gradient.
+        gradient. update_memory: the episodic memory takes in what is read, as it is read; without `states` that is a
+        new document. use_memory: whether what it holds is read; by default in evaluation, and where it is updated.
 
         Raises:
             UsageError: input_ids is not (B,T) or holds no token, another argument does not fit it, or an id lies
-                outside the vocabulary or the domains.
+                outside the vocabulary or the domains; or the model has no long-term memory and is to use it.
         """
-        self._check(input_ids)
+        check_ids(input_ids, self.config)
         batch, length = input_ids.shape
-        _check_shapes(batch, length, labels=labels, attention_mask=attention_mask, document_ids=document_ids)
-        self._check_targets(batch, length, labels, domain_ids)
+        check_shapes(batch, length, labels=labels, attention_mask=attention_mask, document_ids=document_ids)
+        check_targets(batch, length, labels, domain_ids, self.config)
         if states is not None and len(states.position_B) != batch:
             raise UsageError(f"states are of {len(states.position_B)} rows but input_ids has {batch}")
-        aligned, document_B = align(attention_mask, document_ids, _before(states, document_ids), batch, length)
+        aligned, document_B = align(attention_mask, document_ids, document_before(states, document_ids), batch, length)
         segments, ids_BT = aligned.segments, aligned.apply(input_ids)
         start_B = states.position_B if states else ids_BT.new_zeros(batch)
         place_BT, position_B = document_places(segments, start_B, length)
+        recall = self._recall(place_BT, start_B, segments, states, update_memory, use_memory)
 
         x_BTD = self.dropout(self.embedding(ids_BT))
         numbers_BT = place_BT if self.config.routing_strategy == "random" else ids_BT
         records: list[BlockRecord] = []
         for index, block in enumerate(self.blocks):
             previous = states.blocks[index] if states else None
-            x_BTD, record = self._run(block, x_BTD, previous, segments, numbers_BT)
+            x_BTD, record = self._run(block, x_BTD, previous, segments, numbers_BT, recall)
             records.append(record)
         hidden_BTD, logits = self._read_out(x_BTD, segments)
 
@@ -154,22 +124,80 @@ class CMRN(nn.Module):
             nats, scored = self._language(logits, targets, segments, states)
             domains = None if domain_ids is None else aligned.apply(domain_ids.reshape(batch, -1).expand(batch, length))
             losses = self._losses(nats, scored, records, domains, segments)
-        events, last = self._events(records[-1].state, states, segments)
+        if recall is not None and recall.writes:
+            recall.stored.advance(length)
+        events, last = self._events(records[-1], states, segments)
         return CMRNOutput(
             logits=aligned.undo(logits),
             loss=losses.total if losses else None,
             losses=losses,
             routing_weights=aligned.undo(torch.stack([record.routing.weights_BTE for record in records]).mean(0)),
             routing=tuple(map_tensors(record.routing, aligned.undo) for record in records),
-            event_chain=map_tensors(events, aligned.undo),
+            event_chain=map_tensors(replace(events, stream_BTD=hidden_BTD.detach()), aligned.undo),
             states=CMRNState(
                 (*(record.state for record in records[:-1]), last),
-                self._last(hidden_BTD, segments, states),
+                last_hidden(hidden_BTD, segments, states),
                 document_B,
                 position_B,
+                None if recall is None or recall.origin_B is None else recall.origin_B,
             ),
             drawn=self._draw(input_ids, attention_mask) if states is None else (),
+            memory_hits=tuple(map_tensors(record.read, aligned.undo) for record in records if record.read is not None),
+            episodic=self._episodic_size(),
+            archived=self._archived_size(),
         )
+
+    def set_long_reading(self, reading: LongReading | None) -> None:
+        """From now on each row reads long-term entries of its own document, which its states carry; None: no more.
+
+        So a model is trained to use long-term memory, and measured exactly: gradient reaches what was stored, as far as
+        the states carry it. The episodic memory is not involved, unless a call asks for it.
+
+        Raises:
+            UsageError: the model has no long-term memory.
+        """
+        if reading is not None:
+            self._need_memory()
+        self.long_reading = reading
+
+    def reset_memory(self) -> None:
+        """Forget all that the episodic memory holds; the text store is left alone."""
+        if self.episodic is not None:
+            self.episodic.reset()
+
+    def _need_memory(self) -> EpisodicMemory:
+        if self.episodic is None:
+            raise UsageError("this model has no long-term memory", hint="train one with model.episodic_memory above 0")
+        return self.episodic
+
+    def _archived_size(self) -> tuple[int, int, float, float]:
+        archive = None if self.episodic is None else self.episodic.archive
+        return (0, 0, 0.0, 0.0) if archive is None else archive.sizes()
+
+    def _episodic_size(self) -> tuple[int, int, int]:
+        if self.episodic is None:
+            return (0, 0, 0)
+        stats = self.episodic.stats()
+        return (stats.entries, stats.capacity, stats.bytes)
+
+    def _recall(
+        self,
+        place_BT: Tensor,
+        position_B: Tensor,
+        segments: Segments,
+        states: CMRNState | None,
+        update: bool,
+        use: bool | None,
+    ) -> Recall | None:
+        """How long-term memory is read by this call; None where it is not."""
+        memory = self._need_memory() if update or use else self.episodic
+        if update and memory is not None:
+            return recall_writing(memory, place_BT, position_B, segments, goes_on=states is not None)
+        if self.long_reading is not None and use is None:
+            return Recall(place_BT, position_B, reading=self.long_reading)
+        if use is False or memory is None or (use is None and self.training) or not memory.tokens:
+            return None
+        return recall_reading(memory, place_BT, position_B, states)
 
     def set_reasoning_mode(self, mode: str) -> None:
         """`symbolic`: a text read from its start is also reasoned over; `neural`, as at first: it is not.
@@ -209,15 +237,20 @@ class CMRN(nn.Module):
         ids = self.tokenizer.encode(text) if self.tokenizer is not None and text else []
         return torch.tensor([ids] * len(ids_BT), dtype=ids_BT.dtype, device=ids_BT.device).reshape(len(ids_BT), -1)
 
-    def _events(self, last: BlockState, states: CMRNState | None, segments: Segments) -> tuple[EventChain, BlockState]:
+    def _events(
+        self, record: BlockRecord, states: CMRNState | None, segments: Segments
+    ) -> tuple[EventChain, BlockState]:
         """Where the last block's surprise begins events, and its state with the tracker's."""
+        if record.events is not None:
+            return record.events, record.state
         temporal: TemporalAbstraction = self.blocks[-1].temporal  # type: ignore[assignment]
-        layers = cast(tuple[TemporalState, ...], last.temporal)
+        layers = cast(tuple[TemporalState, ...], record.state.temporal)
         chain, tracked = temporal.track(layers, states.blocks[-1].temporal if states else None, segments)
-        return chain, replace(last, temporal=tracked)
+        return chain, replace(record.state, temporal=tracked)
 
     def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, BlockRecord]:
-        if self.training and self.config.gradient_checkpointing and torch.is_grad_enabled():
+        writes = inputs[-1] is not None and inputs[-1].writes
+        if self.training and self.config.gradient_checkpointing and torch.is_grad_enabled() and not writes:
             recomputed: tuple[Tensor, BlockRecord] = checkpoint(block, *inputs, use_reentrant=False)
             return recomputed
         result: tuple[Tensor, BlockRecord] = block(*inputs)
@@ -268,31 +301,12 @@ class CMRN(nn.Module):
         domain, router_z = self.router_losses(logits, domains_BT, segments) if logits else nats.new_zeros(2).unbind()
         latent = torch.stack([record.latent for record in records]).mean()
         total = language + config.domain_loss_weight * domain + config.z_loss_weight * router_z
-        return Losses(total + config.latent_loss_weight * latent, language, domain, router_z, latent, scored)
-
-    def _last(self, hidden_BTD: Tensor, segments: Segments, states: CMRNState | None) -> Tensor:
-        if segments.real_BT is None:
-            return hidden_BTD[:, -1]
-        count_B = segments.real_BT.sum(1)
-        last_BD = hidden_BTD[torch.arange(len(count_B), device=count_B.device), (count_B - 1).clamp(min=0)]
-        before_BD = torch.zeros_like(last_BD) if states is None else states.last_hidden_BD.to(last_BD.dtype)
-        return torch.where(count_B[:, None] > 0, last_BD, before_BD)
-
-    def _check(self, input_ids: Tensor) -> None:
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-            raise UsageError(f"input_ids has the shape {tuple(input_ids.shape)}; it must be (batch, tokens), not empty")
-        _check_range("token id", input_ids, self.config.vocab_size, "vocabulary of {} tokens")
-
-    def _check_targets(self, batch: int, length: int, labels: Tensor | None, domain_ids: Tensor | None) -> None:
-        if labels is not None:
-            _check_range(
-                "label", labels.masked_fill(labels == IGNORED, 0), self.config.vocab_size, "vocabulary of {} tokens"
-            )
-        if domain_ids is not None:
-            if tuple(domain_ids.shape) != (batch,):
-                _check_shapes(batch, length, domain_ids=domain_ids)
-            if self.config.domains:
-                _check_range("domain id", domain_ids.clamp(min=0), len(self.config.domains), "{} domains")
+        total = total + config.latent_loss_weight * latent
+        gates = [record.gate for record in records if record.gate is not None]
+        salience = torch.stack(gates).mean() if gates else None
+        if salience is not None:
+            total = total + config.salience_loss_weight * salience
+        return Losses(total, language, domain, router_z, latent, scored, salience)
 
     @torch.no_grad()
     def generate(
@@ -300,12 +314,16 @@ class CMRN(nn.Module):
         input_ids: Tensor,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
+        use_memory: bool | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         stream: Callable[[str], None] | None = None,
+        states: CMRNState | None = None,
+        watch: Callable[[CMRNOutput], None] | None = None,
+        recalled: Callable[[Sequence[Hit]], object] | None = None,
     ) -> Tensor:
         """input_ids (B,T) followed by what the model writes, (B, T + new); rows that ended early are padded.
 
@@ -313,52 +331,69 @@ class CMRN(nn.Module):
         answer have max_length tokens together (128 new ones where neither is given). temperature 0 takes the likeliest
         token. The same seed gives the same text. stream receives the text of a single row as it becomes certain.
         In symbolic mode the first of the new tokens are the conclusions that the prompt's premises allow.
+        use_memory: True recalls passages of `memory_system` that are near to the prompt and reads them before it;
+        False reads no long-term memory; otherwise what the episodic memory holds is read. states: of a text that the
+        prompt goes on with. watch: receives the output that each of the drawn tokens is drawn from. recalled: receives
+        the passages that were recalled, nearest first.
 
         Raises:
-            UsageError: input_ids, a limit or a sampling setting is out of range, or stream or symbolic mode meets
-                several rows.
-            CMRNError: stop or stream is given and the model has no tokenizer.
+            UsageError: input_ids, a limit or a sampling setting is out of range, stream or symbolic mode meets several
+                rows, or there is no memory to use.
+            CMRNError: stop or stream is given, or passages are recalled, and the model has no tokenizer.
+            CheckpointError: the store is of another encoder, or was deleted while in use.
         """
-        self._check(input_ids.cpu())
-        count = _new_tokens(input_ids.shape[1], max_length, max_new_tokens)
+        check_ids(input_ids.cpu(), self.config)
+        count = new_tokens(input_ids.shape[1], max_length, max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        watches = self._watches(input_ids.shape[0], stops, stream)
+        each_row = watches(self.tokenizer, input_ids.shape[0], stops, stream)
         generator = None if seed is None else torch.Generator(input_ids.device).manual_seed(seed)
         ended, padding = CMRNTokenizer.eos_token_id, CMRNTokenizer.pad_token_id
         pieces, done_B = [input_ids.cpu()], torch.zeros(len(input_ids), dtype=torch.bool)
-        was_training = self.training
+        was_training, readable = self.training, None if self.episodic is None else self.episodic.readable
         self.eval()
         try:
             sampling = SamplingConfig(temperature, top_k, top_p)
             said_BN = self._conclude(input_ids)[:, :count]
             read_BT = torch.cat((input_ids, said_BN), 1)
-            written = continue_ids(self, read_BT, count - said_BN.shape[1], sampling, generator)
+            states = self._remember(input_ids, use_memory, states, recalled)
+            reader = self if use_memory is not False else partial(self, use_memory=False)
+            written = continue_ids(reader, read_BT, count - said_BN.shape[1], sampling, generator, states, watch)
             for ids_B in itertools.chain(said_BN.cpu().unbind(1), written):
                 pieces.append(ids_B.masked_fill(done_B, padding)[:, None])
                 done_B = done_B | (ids_B == ended)
-                for row, watch in enumerate(watches):
+                for row, each in enumerate(each_row):
                     if not done_B[row]:
-                        watch.push(int(ids_B[row]))
-                        done_B[row] = watch.stopped
+                        each.push(int(ids_B[row]))
+                        done_B[row] = each.stopped
                 if bool(done_B.all()):
                     break
         finally:
             self.train(was_training)
-        for watch in watches:
-            watch.finish()
+            if self.episodic is not None:
+                self.episodic.readable = readable
+        for each in each_row:
+            each.finish()
         return torch.cat(pieces, 1).to(input_ids.device)
 
-    def _watches(self, rows: int, stop: Sequence[str], stream: Callable[[str], None] | None) -> list[StopWatch]:
-        if not stop and stream is None:
-            return []
-        if self.tokenizer is None:
-            raise CMRNError(
-                "stop and stream need text, and this model has no tokenizer",
-                hint="CMRN.from_pretrained attaches one; or pass CMRN(config, tokenizer)",
-            )
-        if stream is not None and rows != 1:
-            raise UsageError(f"stream follows one row, and input_ids has {rows}")
-        return [StopWatch(self.tokenizer, stop, stream) for _ in range(rows)]
+    def _remember(
+        self,
+        input_ids: Tensor,
+        use_memory: bool | None,
+        states: CMRNState | None,
+        tell: Callable[[Sequence[Hit]], object] | None,
+    ) -> CMRNState | None:
+        """What the prompt goes on from, once what it brings to mind was read."""
+        if not use_memory:
+            return states
+        if self.memory_system is None:
+            self._need_memory()
+            return states
+        recalled = recollect(self, input_ids, states)
+        if tell is not None:
+            tell(recalled.hits)
+        if self.episodic is not None:
+            self.episodic.readable = recalled.namespaces
+        return recalled.states
 
     @torch.no_grad()
     def set_routing_temperature(self, temperature: float) -> None:
@@ -406,41 +441,3 @@ class CMRN(nn.Module):
         write_model(
             folder, self.config, self.state_dict(), None if self.tokenizer is None else self.tokenizer.to_json()
         )
-
-
-def _before(states: CMRNState | None, document_ids: Tensor | None) -> Tensor | None:
-    """The document each row was in; a text read without ids so far is document 0."""
-    if states is None or (states.document_B is None and document_ids is None):
-        return None
-    return torch.zeros_like(states.position_B) if states.document_B is None else states.document_B
-
-
-def _check_shapes(batch: int, length: int, **arguments: Tensor | None) -> None:
-    for name, tensor in arguments.items():
-        if tensor is not None and tuple(tensor.shape) != (batch, length):
-            raise UsageError(f"{name} has the shape {tuple(tensor.shape)}; input_ids has {(batch, length)}")
-
-
-def _check_range(name: str, values: Tensor, count: int, whole: str) -> None:
-    """Refuse what lies outside [0, count); where looking would hold up a device, the device's own check must do."""
-    if values.device.type != "cpu" or not values.numel():
-        return
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= count:
-        raise UsageError(
-            f"{name} {low if low < 0 else high} is outside the {whole.format(count)}",
-            hint="ids are those of model.tokenizer; domain ids index into model.config.domains",
-        )
-
-
-def _new_tokens(prompt: int, max_length: int | None, max_new_tokens: int | None) -> int:
-    if max_new_tokens is not None and max_new_tokens < 0:
-        raise UsageError(f"max_new_tokens is {max_new_tokens}, below 0")
-    limits = [] if max_new_tokens is None else [max_new_tokens]
-    if max_length is not None:
-        if max_length < prompt:
-            raise UsageError(
-                f"max_length is {max_length} but the prompt has {prompt} tokens already", hint="use max_new_tokens"
-            )
-        limits.append(max_length - prompt)
-    return min(limits, default=128)

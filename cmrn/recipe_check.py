@@ -18,6 +18,7 @@ __all__ = ["BUILTIN_SOURCES", "check_tree", "explain", "in_file_order"]
 BUILTIN_SOURCES = ("code", "math", "english", "legal")
 
 _BUILTIN = "builtin://"
+_QUIZ = "quiz://"
 _TOP = ("extends", "seed", "output", "tokenizer", "model", "experts", "data", "training")
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "tokenizer": TokenizerConfig,
@@ -166,7 +167,7 @@ def _check_sources(value: Any, experts: list[Any]) -> Iterator[tuple[KeyPath, st
             near = difflib.get_close_matches(name, BUILTIN_SOURCES, 1)
             hint = f"did you mean builtin://{near[0]}?" if near else f"there are {', '.join(BUILTIN_SOURCES)}"
             yield ("data", "sources", i, "path"), f"there is no builtin text {name!r}", hint
-    domains = [_fixed_domain(source) for source in sources]
+    domains = [_fixed_domain(source) for source in sources if not str(source.get("path")).startswith(_QUIZ)]
     known = [domain for domain in dict.fromkeys(domains) if domain is not None]
     if not sources or None in domains:
         return

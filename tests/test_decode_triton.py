@@ -149,7 +149,7 @@ def test_a_compiler_can_take_a_step_whole() -> None:
 
     results = []
     # Only a CPU's ids are looked at by the host.
-    with kernels(True), patch("cmrn.model._check_range", lambda *_: None):
+    with kernels(True), patch("cmrn.arguments.check_range", lambda *_: None):
         for run in (step, torch.compile(step, fullgraph=True, dynamic=False, backend="aot_eager")):
             _copy_tensors(own, second)
             results.append([run(), *map(_own, tensors_of(own))])

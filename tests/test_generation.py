@@ -215,8 +215,8 @@ def test_on_a_device_the_same_seed_gives_the_same_text_and_memory_stays_flat() -
     first, again = (model.generate(ids_BT, max_new_tokens=40, seed=3) for _ in range(2))
     assert torch.equal(first, again)
     with torch.no_grad():
-        logits_BV, states = read_prompt(model, ids_BT)
-        decoder = CapturedDecoder(model, logits_BV, states, SamplingConfig(), None)
+        read = read_prompt(model, ids_BT)
+        decoder = CapturedDecoder(model, read.logits[:, -1], read.states, SamplingConfig(), None)
         decoder.step()
         used = torch.cuda.memory_allocated()
         for _ in range(200):

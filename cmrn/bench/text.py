@@ -22,7 +22,7 @@ from cmrn.data.lanes import LaneDataset
 from cmrn.data.packing import PackedDataset, PackedSource
 from cmrn.errors import UsageError
 
-__all__ = ["DOMAINS", "TokenisedText", "Windows", "prepare", "read"]
+__all__ = ["DOMAINS", "TokenisedText", "Windows", "domain_files", "prepare", "read"]
 
 DOMAINS = ("medical", "math", "code", "legal", "literature", "general")
 FOLDER = "data/corpora"
@@ -106,8 +106,7 @@ def prepare(root: Path, cache: Path, vocab_size: int, progress: Progress, domain
     Raises:
         UsageError: there are neither texts nor such a file.
     """
-    folder = root / FOLDER if (root / FOLDER).is_dir() else root / "corpora"
-    files = [folder / domain / f"{part}.jsonl.gz" for domain in domains for part in ("train", "valid")]
+    files = domain_files(root, domains)
     missing = [file for file in files if not file.is_file()]
     if missing:
         found = sorted(cache.glob(f"tokens-{vocab_size}-*.npz"))
@@ -127,6 +126,12 @@ def prepare(root: Path, cache: Path, vocab_size: int, progress: Progress, domain
         cache.mkdir(parents=True, exist_ok=True)
         _write(path, files, vocab_size, domains)
     return path
+
+
+def domain_files(root: Path, domains: Sequence[str]) -> list[Path]:
+    """The files of training and of held-out text under `root`, domain by domain."""
+    folder = root / FOLDER if (root / FOLDER).is_dir() else root / "corpora"
+    return [folder / domain / f"{part}.jsonl.gz" for domain in domains for part in ("train", "valid")]
 
 
 def _write(path: Path, files: Sequence[Path], vocab_size: int, domains: Sequence[str]) -> None:

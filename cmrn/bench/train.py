@@ -19,7 +19,7 @@ from cmrn.model import CMRN
 from cmrn.training.device import Precision, resolve_precision
 from cmrn.training.optim import OptimizerSet, parameter_groups
 from cmrn.training.random_state import seed_all
-from cmrn.training.schedule import learning_rate_share, routing_temperature
+from cmrn.training.schedule import learning_rate_share, long_reading, routing_temperature
 from cmrn.training.step import training_step
 
 __all__ = ["make_result", "train_run", "train_steps"]
@@ -111,6 +111,8 @@ def train_steps(
             started = time.monotonic()
         if isinstance(model, CMRN):
             model.set_routing_temperature(routing_temperature(number, config, model.config.routing_temperature))
+            if config.memory_reach:
+                model.set_long_reading(long_reading(number, config, model.config))
         told = step(next(batches), config.batch_size, learning_rate_share(number, config))
         if (number + 1) % every == 0 or number + 1 == config.max_steps:
             losses.append(told().loss)
@@ -120,6 +122,8 @@ def train_steps(
     seconds = (time.monotonic() - started) * config.max_steps / (config.max_steps - warm)
     if isinstance(model, CMRN):
         model.set_routing_temperature(model.config.routing_temperature)
+        if config.memory_reach:
+            model.set_long_reading(None)
     return seconds, tuple(round(loss, 4) for loss in losses)
 
 

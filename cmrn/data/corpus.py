@@ -25,7 +25,8 @@ def load_corpus(data: DataConfig, root: Path | None = None, seed: int = 1) -> Co
     """Read every source, remove near-duplicates, and hold out whole documents of each domain.
 
     A near-duplicate is a document half of whose 13-word passages occur in longer documents. What is held out depends
-    on the texts and the seed, not on their order. Relative paths start at `root`, else at CMRN_DATA, else here.
+    on the texts and the seed, not on their order. Quizzes are all trained on, whatever text they repeat, and are in no
+    report. Relative paths start at `root`, else at CMRN_DATA, else here.
 
     Raises:
         UsageError: a file or source is missing, or its path cannot be understood.
@@ -38,6 +39,8 @@ def load_corpus(data: DataConfig, root: Path | None = None, seed: int = 1) -> Co
         documents.extend(read_source(source, index, place))
         if len(documents) == before:
             raise DataError("the source holds no text", where=source.path)
+    made = tuple(document for document in documents if document.answers)
+    documents = [document for document in documents if not document.answers]
     passages = Passages.of([document.text for document in documents])
     kept = list(range(len(documents)))
     if data.deduplicate:
@@ -49,7 +52,7 @@ def load_corpus(data: DataConfig, root: Path | None = None, seed: int = 1) -> Co
     train = tuple(split.head_of.get(i, document) for i, document in enumerate(unique) if i not in held)
     validation = (*(unique[i] for i in split.validation), *split.tails)
     report = _report(documents, unique, train, validation, [unique[i] for i in split.withheld])
-    return Corpus(train, validation, report, tuple(source.weight for source in data.sources))
+    return Corpus((*train, *made), validation, report, tuple(source.weight for source in data.sources))
 
 
 def _report(
@@ -101,10 +104,13 @@ def check_domains(owned: Iterable[str], corpus: Corpus) -> None:
 
 
 def sample_texts(documents: Sequence[Document], most_bytes: int = SAMPLE_BYTES) -> list[str]:
-    """About `most_bytes` of text to train a tokenizer on, shared evenly between domains; all of it where less."""
+    """About `most_bytes` of text to train a tokenizer on, shared evenly between domains; all of it where less.
+
+    Quizzes are left out.
+    """
     pieces: dict[str | None, list[str]] = defaultdict(list)
     for document in documents:
-        text = document.text
+        text = "" if document.answers else document.text
         pieces[document.domain] += [text[i : i + SAMPLE_PIECE] for i in range(0, len(text), SAMPLE_PIECE)]
     chosen: list[str] = []
     left = most_bytes

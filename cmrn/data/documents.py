@@ -9,12 +9,16 @@ __all__ = ["Corpus", "CorpusReport", "Document", "DomainReport"]
 
 @dataclass(frozen=True)
 class Document:
-    """One text: its domain if it has one, where it came from, and which of the recipe's sources (from 0) read it."""
+    """One text: its domain if it has one, where it came from, and which of the recipe's sources (from 0) read it.
+
+    answers: (start, end) in characters of what alone is to be learnt, in order; where there are none, everything is.
+    """
 
     text: str
     domain: str | None = None
     source: str = ""
     source_index: int = 0
+    answers: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice, pairwise
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -10,9 +11,10 @@ import numpy.typing as npt
 
 from cmrn.data.documents import Document
 
-__all__ = ["TextEncoder", "Tokens", "encode_documents"]
+__all__ = ["Flags", "TextEncoder", "Tokens", "encode_documents", "encode_quizzes"]
 
 Tokens: TypeAlias = "np.ndarray[Any, np.dtype[np.uint16 | np.uint32]]"
+Flags: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 ENCODED_AT_ONCE = 2_000_000
 
 
@@ -57,3 +59,23 @@ def encode_documents(documents: Sequence[Document], tokenizer: TextEncoder) -> l
         encoded += [np.array(ids, dtype=kind) for ids in tokenizer.encode_batch(texts)]
         start = end
     return encoded
+
+
+def encode_quizzes(documents: Sequence[Document], tokenizer: TextEncoder) -> list[tuple[Tokens, Flags]]:
+    """(token ids, whether each is of an answer) of each document; an answer's tokens share none with what is around it.
+
+    The text between two answers is encoded on its own, and so is each answer.
+    """
+    pieces: list[Document] = []
+    kinds: list[list[bool]] = []
+    for document in documents:
+        edges = [0, *(edge for span in document.answers for edge in span), len(document.text)]
+        spans = [(start, end, place % 2 == 1) for place, (start, end) in enumerate(pairwise(edges)) if end > start]
+        pieces += [Document(document.text[start:end]) for start, end, _ in spans]
+        kinds.append([answer for _, _, answer in spans])
+    encoded = iter(encode_documents(pieces, tokenizer))
+    found = []
+    for flags in kinds:
+        parts = list(islice(encoded, len(flags)))
+        found.append((np.concatenate(parts), np.repeat(flags, [len(part) for part in parts])))
+    return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmrn.data.documents import Document
-from cmrn.data.encoding import TextEncoder, encode_documents
+from cmrn.data.encoding import TextEncoder, Tokens, encode_documents
 
 __all__ = ["UNLABELLED", "EvaluationBatch", "EvaluationSet"]
 
@@ -88,6 +88,27 @@ class EvaluationSet:
             )
         return cls(packed, tokenizer.byte_lengths, tokenizer.pad_token_id, sequence_length, batch_size)
 
+    @classmethod
+    def packed(
+        cls,
+        parts: Mapping[str, tuple[Tokens | Integers, Integers]],
+        byte_lengths: Integers,
+        pad_id: int,
+        domains: Sequence[str],
+        sequence_length: int,
+        batch_size: int,
+    ) -> EvaluationSet:
+        """Text that is encoded already: of each domain its tokens, and where each document begins and the last ends."""
+        held = {
+            name: _Domain(
+                tokens.astype(np.int64),
+                np.repeat(np.arange(len(bounds) - 1), np.diff(bounds)),
+                domains.index(name) if name in domains else -1,
+            )
+            for name, (tokens, bounds) in parts.items()
+        }
+        return cls(held, byte_lengths, pad_id, sequence_length, batch_size)
+
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains held, sorted; documents without one are "unlabelled"."""
@@ -101,6 +122,14 @@ class EvaluationSet:
     def streams(self, max_tokens: int | None = None) -> dict[str, Iterator[EvaluationBatch]]:
         """For each domain its windows in order, over the first `max_tokens` tokens or over all."""
         return {name: self._windows(domain, max_tokens) for name, domain in self._domains.items()}
+
+    def pieces(self, domain: str, count: int, length: int) -> Tensor:
+        """(N,length) ids of at most `count` pieces, each within one document, spread evenly over a domain's text."""
+        held = self._domains[domain]
+        starts = np.arange(0, len(held.tokens) - length + 1, length)
+        whole = starts[held.documents[starts] == held.documents[starts + length - 1]]
+        chosen = whole[np.arange(min(count, len(whole))) * len(whole) // max(1, min(count, len(whole)))]
+        return torch.from_numpy(held.tokens[chosen[:, None] + np.arange(length)])
 
     def _windows(self, domain: _Domain, max_tokens: int | None) -> Iterator[EvaluationBatch]:
         tokens, documents = domain.tokens[:max_tokens], domain.documents[:max_tokens]

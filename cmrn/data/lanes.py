@@ -50,13 +50,13 @@ class LaneDataset(PackedDataset):
         if len(lanes) != batch_size:
             raise CheckpointError(f"the data cursor follows {len(lanes)} lanes, the batch has {batch_size} rows")
         drawn = list(cursor.rows)
-        table = np.empty((3, batch_size, self.sequence_length), dtype=np.int64)
+        table = np.empty((4, batch_size, self.sequence_length), dtype=np.int64)
         after = [self._fill(table[:, row], lane, drawn) for row, lane in enumerate(lanes)]
-        ids, documents, domains = (torch.from_numpy(part) for part in table)
-        return Batch(ids, documents, domains, ids.clone()), Cursor(tuple(drawn), tuple(after))
+        ids, documents, domains, labels = (torch.from_numpy(part) for part in table)
+        return Batch(ids, documents, domains, labels), Cursor(tuple(drawn), tuple(after))
 
-    def _fill(self, row_3T: Integers, lane: Lane | None, drawn: list[int]) -> Lane:
-        """Write one row, (ids, document ids, domain ids), drawing sections as it needs them; the lane after it."""
+    def _fill(self, row_4T: Integers, lane: Lane | None, drawn: list[int]) -> Lane:
+        """Write one row, (ids, document ids, domain ids, labels), drawing sections as it needs them; the lane after."""
         filled = 0
         while filled < self.sequence_length:
             if lane is None or lane.offset == self._length(lane):
@@ -65,9 +65,10 @@ class LaneDataset(PackedDataset):
             count = min(self._length(lane) - lane.offset, self.sequence_length - filled)
             first = int(source.bounds[order[place]]) + lane.offset
             part = slice(filled, filled + count)
-            row_3T[0, part] = source.tokens[first : first + count]
-            row_3T[1, part] = lane.number
-            row_3T[2, part] = source.domains[order[place]]
+            row_4T[0, part] = source.tokens[first : first + count]
+            row_4T[1, part] = lane.number
+            row_4T[2, part] = source.domains[order[place]]
+            row_4T[3, part] = source.labels(first, count)
             lane = replace(lane, offset=lane.offset + count)
             filled += count
         assert lane is not None
@@ -105,4 +106,4 @@ def _cut(source: PackedSource) -> PackedSource:
             continue
         bounds.extend([*range(first + SECTION, last, SECTION), last])
         domains.extend([domain] * -(-(last - first) // SECTION))
-    return PackedSource(source.tokens, np.array(bounds, dtype=np.int64), np.array(domains, dtype=np.int64))
+    return replace(source, bounds=np.array(bounds, dtype=np.int64), domains=np.array(domains, dtype=np.int64))

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from cmrn.data.documents import Document
-from cmrn.data.encoding import TextEncoder, Tokens, encode_documents
-from cmrn.data.evaluation import EvaluationBatch, EvaluationSet
+from cmrn.data.encoding import Flags, TextEncoder, Tokens, encode_documents, encode_quizzes
+from cmrn.data.evaluation import IGNORED, EvaluationBatch, EvaluationSet
 from cmrn.data.phrases import cut_phrases
 from cmrn.errors import CheckpointError, DataError, UsageError
 
-__all__ = ["Batch", "Cursor", "EvaluationBatch", "EvaluationSet", "Lane", "PackedDataset", "PackedSource"]
+__all__ = ["Batch", "Cursor", "EvaluationBatch", "EvaluationSet", "Lane", "PackedDataset", "PackedSource", "pack"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -80,7 +80,8 @@ class Batch:
     """Rows to train on, all int64.
 
     input_ids_BT; document_ids_BT, from 0 in each row, one more at each document's start; domain_ids_BT, indices into
-    the owned domains, -1 where the document has none of them; labels_BT, the input ids: the model shifts them.
+    the owned domains, -1 where the document has none of them; labels_BT, the input ids: the model shifts them; -100
+    where a quiz has no answer.
     """
 
     input_ids_BT: Tensor
@@ -93,17 +94,25 @@ class Batch:
 class PackedSource:
     """One source's tokens: document d is tokens[bounds[d]:bounds[d + 1]], its end-of-text token, if any, included.
 
-    domains: (D,), the index of each document's domain among the owned ones, or -1.
+    domains: (D,), the index of each document's domain among the owned ones, or -1. learnt: (N,), the tokens that are
+    targets; None where all are.
     """
 
     tokens: Tokens
     bounds: Integers
     domains: Integers
+    learnt: Flags | None = None
 
     @property
     def size(self) -> int:
         """Tokens of one epoch."""
         return len(self.tokens)
+
+    def labels(self, first: int, count: int) -> Integers:
+        """`count` tokens from the `first` on, -100 where they are no targets."""
+        part = slice(first, first + count)
+        ids = self.tokens[part].astype(np.int64)
+        return ids if self.learnt is None else np.where(self.learnt[part], ids, IGNORED)
 
     def order(self, seed: int, index: int, epoch: int) -> tuple[Integers, Integers]:
         """The documents of an epoch in order, and where in the epoch each begins and the last ends."""
@@ -159,15 +168,15 @@ class PackedDataset:
             own = [document for document in documents if document.source_index == index and document.text]
             if not own:
                 continue
-            sources.append(_pack(own, tokenizer, index_of, [tokenizer.eos_token_id]))
+            sources.append(pack(own, tokenizer, index_of, [tokenizer.eos_token_id]))
             kept.append(weight * (1 - phrase_share))
-            phrases = cut_phrases(own, seed, index) if phrase_share else []
+            phrases = cut_phrases(own, seed, index) if phrase_share and not own[0].answers else []
             if phrases:
-                sources.append(_pack(phrases, tokenizer, index_of, []))
+                sources.append(pack(phrases, tokenizer, index_of, []))
                 kept.append(weight * phrase_share)
         for source in sources:
-            for part in (source.tokens, source.bounds, source.domains):
-                digest.update(part.tobytes())
+            for part in (source.tokens, source.bounds, source.domains, source.learnt):
+                digest.update(b"" if part is None else part.tobytes())
         if not sources:
             raise DataError("there is no text to train on")
         return cls(sources, [weight / sum(kept) for weight in kept], sequence_length, seed, digest.hexdigest())
@@ -198,8 +207,8 @@ class PackedDataset:
             source = behind.index(max(behind))
             rows.append(self._row(source, drawn[source]))
             drawn[source] += 1
-        ids, documents, domains = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
-        return Batch(ids, documents, domains, ids.clone()), Cursor(tuple(drawn))
+        ids, documents, domains, labels = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+        return Batch(ids, documents, domains, labels), Cursor(tuple(drawn))
 
     def _check(self, cursor: Cursor) -> None:
         if len(cursor.rows) != len(self._sources):
@@ -207,11 +216,11 @@ class PackedDataset:
                 f"the data cursor counts {len(cursor.rows)} sources, the data has {len(self._sources)}"
             )
 
-    def _row(self, index: int, row: int) -> tuple[Integers, Integers, Integers]:
-        """(ids, document ids, domain ids) of one row of one source, each (T,)."""
+    def _row(self, index: int, row: int) -> tuple[Integers, ...]:
+        """(ids, document ids, domain ids, labels) of one row of one source, each (T,)."""
         source = self._sources[index]
         position = row * self.sequence_length
-        ids, documents, domains = (np.empty(self.sequence_length, dtype=np.int64) for _ in range(3))
+        ids, documents, domains, labels = (np.empty(self.sequence_length, dtype=np.int64) for _ in range(4))
         filled = number = 0
         while filled < self.sequence_length:
             epoch, within = divmod(position + filled, source.size)
@@ -221,11 +230,12 @@ class PackedDataset:
             first = int(source.bounds[order[place]]) + within - int(starts[place])
             part = slice(filled, filled + count)
             ids[part] = source.tokens[first : first + count]
+            labels[part] = source.labels(first, count)
             documents[part] = number
             domains[part] = source.domains[order[place]]
             filled += count
             number += 1
-        return ids, documents, domains
+        return ids, documents, domains, labels
 
     def _order(self, index: int, epoch: int) -> tuple[Integers, Integers]:
         """The order of one source in one epoch; the newest few are kept at hand."""
@@ -237,13 +247,20 @@ class PackedDataset:
         return self._orders[key]
 
 
-def _pack(
+def pack(
     documents: Sequence[Document], tokenizer: TextEncoder, index_of: dict[str, int], ending: Sequence[int]
 ) -> PackedSource:
     """The documents' tokens, each document's followed by `ending`."""
-    encoded = encode_documents(documents, tokenizer)
+    asking, learnt = any(document.answers for document in documents), None
+    if asking:
+        pairs = encode_quizzes(documents, tokenizer)
+        encoded = [ids for ids, _ in pairs]
+        unasked = np.zeros(len(ending), dtype=np.bool_)
+        learnt = np.concatenate([part for _, flags in pairs for part in (flags, unasked)])
+    else:
+        encoded = encode_documents(documents, tokenizer)
     end = np.array(ending, dtype=encoded[0].dtype)
     bounds = np.cumsum([0, *(len(ids) + len(end) for ids in encoded)]).astype(np.int64)
     tokens = np.concatenate([part for ids in encoded for part in (ids, end)])
     domains = np.array([index_of.get(document.domain or "", -1) for document in documents], dtype=np.int64)
-    return PackedSource(tokens, bounds, domains)
+    return PackedSource(tokens, bounds, domains, learnt)

@@ -1,4 +1,4 @@
-"""Reading one source: files by path or glob, builtin text, or a data set through `datasets`."""
+"""Reading one source: files by path or glob, builtin text, quizzes made from text, or a data set through `datasets`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from cmrn.config import SourceConfig
 from cmrn.data.builtin import PREFIX as BUILTIN
 from cmrn.data.builtin import read_builtin
 from cmrn.data.documents import Document
+from cmrn.data.quizzes import CHARACTERS, QUIZZES, Noise, quizzes
 from cmrn.errors import CMRNError, DataError, UsageError
 
-__all__ = ["data_root", "read_source"]
+__all__ = ["QUIZ", "data_root", "make_quizzes", "read_source"]
 
 HUB = "hf://"
+QUIZ = "quiz://"
+QUIZ_FORM = f"{QUIZ}kind?noise=FILES&length=CHARACTERS"
+QUIZZES_BY_DEFAULT = 1000
 LONGEST_LINE = 64 * 2**20
 LONGEST_TEXT_FILE = 2**30
 ROOT_HINT = "relative paths start at --data-root or CMRN_DATA, else at the current folder"
@@ -43,11 +47,55 @@ def read_source(source: SourceConfig, index: int, root: Path) -> Iterator[Docume
         name = source.path.removeprefix(BUILTIN)
         domain = source.domain or name
         found: Iterator[Document] = (Document(text, domain, place, index) for text, place in read_builtin(name))
+    elif source.path.startswith(QUIZ):
+        found = _hide_quizzes(source, index, root)
     elif source.path.startswith(HUB):
         found = _read_hub(source, index, root)
     else:
         found = _read_files(source, index, root)
     return islice((document for document in found if document.text), source.limit)
+
+
+def _hide_quizzes(source: SourceConfig, index: int, root: Path) -> Iterator[Document]:
+    """Quizzes hidden in the text that the source's path names, by default in builtin English text."""
+    *_, files = _quiz(source)
+    text = SourceConfig(path=files or f"{BUILTIN}english", text_field=source.text_field)
+    yield from make_quizzes(source, index, Noise([document.text for document in read_source(text, index, root)]))
+
+
+def make_quizzes(source: SourceConfig, index: int, noise: Noise) -> Iterator[Document]:
+    """`limit` quizzes, by default 1,000, of a source quiz://kind?noise=FILES&length=CHARACTERS, whatever its noise.
+
+    Raises:
+        UsageError: the path is not of that form.
+    """
+    kind, length, _ = _quiz(source)
+    made = islice(quizzes(kind, noise, length), source.limit or QUIZZES_BY_DEFAULT)
+    for number, quiz in enumerate(made):
+        yield Document(quiz.text, source.domain, f"{source.path}#{number}", index, quiz.answers)
+
+
+def _quiz(source: SourceConfig) -> tuple[str, int, str | None]:
+    """(kind, most characters, files of noise) that the source's path names."""
+    kind, options = _options(source.path.removeprefix(QUIZ), source.path, QUIZ_FORM)
+    length = options.get("length", str(CHARACTERS))
+    if kind not in QUIZZES:
+        raise UsageError(f"no quiz {kind!r}", where=source.path, hint=f"there are {', '.join(QUIZZES)}")
+    if not length.isascii() or not length.isdigit() or int(length) < 1:
+        raise UsageError(f"the length is no count of characters: {length!r}", where=source.path)
+    return kind, int(length), options.get("noise")
+
+
+def _options(text: str, where: str, form: str) -> tuple[str, dict[str, str]]:
+    """What stands before the question mark, and the options behind it, of those that `form` names."""
+    name, _, query = text.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(options.keys() - {known for known, _ in parse_qsl(form.partition("?")[2])})
+    if not name or unknown:
+        raise UsageError(
+            f"unknown option {unknown[0]!r}" if unknown else "nothing is named", where=where, hint=f"write {form}"
+        )
+    return name, options
 
 
 def _read_files(source: SourceConfig, index: int, root: Path) -> Iterator[Document]:
@@ -153,15 +201,7 @@ def _document(record: Any, source: SourceConfig, index: int, where: str) -> Docu
 
 def _read_hub(source: SourceConfig, index: int, root: Path) -> Iterator[Document]:
     """Stream hf://name[?config=C&split=S]; a name that begins with / or ./ is a local folder."""
-    name, _, query = source.path.removeprefix(HUB).partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = sorted(options.keys() - {"config", "split"})
-    if not name or unknown:
-        raise UsageError(
-            f"unknown option {unknown[0]!r}" if unknown else "no data set is named",
-            where=source.path,
-            hint="write hf://name?config=C&split=S",
-        )
+    name, options = _options(source.path.removeprefix(HUB), source.path, "hf://name?config=C&split=S")
     if name.startswith("."):
         name = str(root / name)
     if name.startswith(("/", ".")) and not Path(name).is_dir():

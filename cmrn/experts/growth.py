@@ -78,7 +78,7 @@ def drawn_parts(config: CMRNConfig, expert: ExpertConfig, seed: int) -> ExpertPa
             weights |= {f"blocks.{block}.{key}": value for key, value in module.state_dict().items()}
             if expert.type == "pattern":
                 ngrams[f"blocks.{block}"] = CausalConv(config.d_model, NGRAM_WIDTH).weight.detach()
-    rows_LR = torch.zeros(config.num_blocks, config.router_dim)
+    rows_LR = torch.zeros(config.num_blocks, config.router_width)
     return ExpertParts(expert, weights, ngrams, rows_LR, torch.zeros(config.num_blocks))
 
 
@@ -186,6 +186,7 @@ def backbone_fingerprint(config: CMRNConfig, tensors: Mapping[str, Tensor]) -> s
     own = (WEIGHT, BIAS, NGRAM)
     rest = {key: value for key, value in tensors.items() if ".experts.experts." not in key and not key.endswith(own)}
     shape = "".join(f"{field}={getattr(config, field)};" for field in SHAPE_FIELDS) + f"hidden={config.hidden}"
+    shape += f";router_span={config.router_span}" if config.router_span else ""
     return hashlib.sha256(f"{shape}|{hash_tensors(rest)}".encode()).hexdigest()
 
 

@@ -1,6 +1,30 @@
-"""Using a trained model on text: generation and traces of routing."""
+"""Using a trained model on text: generation, traces of routing, and what experts do over a set of texts."""
 
+from cmrn.inference.analysis import Analysis, DomainUse, ExpertUse, Passage, TokenShare, analyse
+from cmrn.inference.compare import Comparison, ExpertShift, Saturation, check_comparable, compare_traces, saturation
 from cmrn.inference.generate import Generation, generate_text
 from cmrn.inference.trace import ExpertTotal, ExpertWeight, TokenTrace, Trace, trace_text
+from cmrn.unseen import UnseenScore
 
-__all__ = ["ExpertTotal", "ExpertWeight", "Generation", "TokenTrace", "Trace", "generate_text", "trace_text"]
+__all__ = [
+    "Analysis",
+    "Comparison",
+    "DomainUse",
+    "ExpertShift",
+    "ExpertTotal",
+    "ExpertUse",
+    "ExpertWeight",
+    "Generation",
+    "Passage",
+    "Saturation",
+    "TokenShare",
+    "TokenTrace",
+    "Trace",
+    "UnseenScore",
+    "analyse",
+    "check_comparable",
+    "compare_traces",
+    "generate_text",
+    "saturation",
+    "trace_text",
+]

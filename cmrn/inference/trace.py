@@ -14,6 +14,7 @@ from cmrn.inference.generate import tokenizer_of
 from cmrn.model import CMRN
 from cmrn.records import CMRNOutput, CMRNState, Event, EventChain, map_tensors
 from cmrn.temporal.events import list_events
+from cmrn.unseen import Unseen, UnseenScore, unowned_share
 
 __all__ = ["ExpertTotal", "ExpertWeight", "TokenTrace", "Trace", "trace_text"]
 
@@ -46,6 +47,7 @@ class TokenTrace:
     blocks: the same for each block.
     memory: ids of the durable memory's records that the token read.
     surprise: β‖v − α Sᵀk‖, mean over heads, of the last block.
+    unowned: share of the router's belief that no domain's experts hold, in [0, 1]; None where none owns a domain.
     """
 
     text: str
@@ -55,6 +57,7 @@ class TokenTrace:
     blocks: tuple[tuple[ExpertWeight, ...], ...]
     memory: tuple[str, ...]
     surprise: float
+    unowned: float | None
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,16 @@ class Trace:
     experts: every routed expert with its mean share over tokens, largest first; sums to 1.
     tokens: in the order of the text.
     events: spans of tokens, in order and without gaps.
+    unseen: how much of the text no expert owns; None where none owns a domain.
     """
 
     experts: tuple[ExpertTotal, ...]
     tokens: tuple[TokenTrace, ...]
     events: tuple[Event, ...]
+    unseen: UnseenScore | None
 
     def to_json(self) -> dict[str, Any]:
-        """The keys `experts`, `tokens` and `events`, of plain lists, dicts, strings and numbers."""
+        """The keys `experts`, `tokens`, `events` and `unseen`, of plain lists, dicts, strings and numbers."""
         return {
             "experts": [{"name": e.name, "domains": list(e.domains), "weight": e.weight} for e in self.experts],
             "tokens": [
@@ -83,10 +88,12 @@ class Trace:
                     "blocks": [_weights_json(block) for block in token.blocks],
                     "memory": list(token.memory),
                     "surprise": token.surprise,
+                    "unowned": token.unowned,
                 }
                 for token in self.tokens
             ],
             "events": [{"start": e.start, "end": e.end, "surprise": e.surprise} for e in self.events],
+            "unseen": None if self.unseen is None else self.unseen.to_json(),
         }
 
 
@@ -95,19 +102,21 @@ class Reading:
     """What the forward passes over one text's chunks recorded, chunks joined.
 
     mean_TE: shares, mean over blocks. blocks_LTE: shares in each of L blocks. surprise_T: of the last block.
-    chains: one a chunk.
+    unowned_T: see `TokenTrace`, or None. chains: one a chunk.
     """
 
     mean_TE: Tensor
     blocks_LTE: Tensor
     surprise_T: Tensor
+    unowned_T: Tensor | None
     chains: tuple[EventChain, ...]
 
 
-def trace_text(model: CMRN, text: str) -> Trace:
+def trace_text(model: CMRN, text: str, unseen: Unseen | None = None) -> Trace:
     """How `model`, without dropout or routing noise, reads `text` from a fresh state.
 
     A long text is read in chunks with carried state, so memory grows with its tokens and not with their logits.
+    unseen: what is usual for the model (`read_unseen` of its folder); without it a score has no threshold.
 
     Raises:
         UsageError: the model has no tokenizer.
@@ -131,6 +140,7 @@ def trace_text(model: CMRN, text: str) -> Trace:
     mean = reading.mean_TE.tolist()
     blocks = reading.blocks_LTE.tolist()
     surprise = reading.surprise_T.tolist()
+    unowned = [None] * len(ids) if reading.unowned_T is None else reading.unowned_T.tolist()
     tokens = tuple(
         TokenTrace(
             text=text[start:end],
@@ -140,10 +150,11 @@ def trace_text(model: CMRN, text: str) -> Trace:
             blocks=tuple(_ranked(names, block[t]) for block in blocks),
             memory=(),
             surprise=surprise[t],
+            unowned=unowned[t],
         )
         for t, (start, end) in enumerate(tokenizer.offsets(text))
     )
-    return Trace(experts, tokens, list_events(reading.chains, row=0))
+    return Trace(experts, tokens, list_events(reading.chains, row=0), _score(reading.unowned_T, unseen))
 
 
 @torch.no_grad()
@@ -151,6 +162,7 @@ def read(model: CMRN, ids: Sequence[int]) -> Reading:
     """The routing and surprise of every token, read in chunks with carried state; tensors on the CPU."""
     means: list[Tensor] = []
     blocks: list[Tensor] = []
+    unowned: list[Tensor] = []
     chains: list[EventChain] = []
     states: CMRNState | None = None
     for start in range(0, len(ids), CHUNK):
@@ -159,9 +171,20 @@ def read(model: CMRN, ids: Sequence[int]) -> Reading:
         states = output.states
         means.append(output.routing_weights[0].cpu())
         blocks.append(torch.stack([routing.weights_BTE[0].cpu() for routing in output.routing]))
+        unowned_BT = unowned_share(model.config, output.routing)
+        if unowned_BT is not None:
+            unowned.append(unowned_BT[0].cpu())
         chains.append(map_tensors(output.event_chain, Tensor.cpu))
     surprise_T = torch.cat([chain.surprise_BT[0] for chain in chains])
-    return Reading(torch.cat(means), torch.cat(blocks, 1), surprise_T, tuple(chains))
+    unowned_T = torch.cat(unowned) if unowned else None
+    return Reading(torch.cat(means), torch.cat(blocks, 1), surprise_T, unowned_T, tuple(chains))
+
+
+def _score(unowned_T: Tensor | None, unseen: Unseen | None) -> UnseenScore | None:
+    if unowned_T is None:
+        return None
+    threshold = None if unseen is None else unseen.threshold(len(unowned_T))
+    return UnseenScore(float(unowned_T.double().mean()), threshold)
 
 
 def _ranked(names: Sequence[str], weights: Sequence[float]) -> tuple[ExpertWeight, ...]:

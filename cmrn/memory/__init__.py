@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from cmrn.memory.attention import MemoryAttention
     from cmrn.memory.entry import NewRecord, Record
+    from cmrn.memory.episodic import EpisodicMemory
     from cmrn.memory.index import VectorIndex
     from cmrn.memory.persistent import PersistentMemory
     from cmrn.memory.populate import load_knowledge_base
     from cmrn.memory.store import MemoryStore
 
 __all__ = [
+    "EpisodicMemory",
     "MemoryAttention",
     "MemoryStore",
     "NewRecord",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "EpisodicMemory": "cmrn.memory.episodic",
     "MemoryAttention": "cmrn.memory.attention",
     "MemoryStore": "cmrn.memory.store",
     "NewRecord": "cmrn.memory.entry",

@@ -1,8 +1,9 @@
-"""The read of working memory: a soft, causal look at the last W entries, with the option of reading nothing."""
+"""The read of memory: a soft, causal look at the last W entries and at long-term ones, or at nothing."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,11 @@ from torch.nn import functional as F
 
 from cmrn.config import CMRNConfig
 from cmrn.layers import CausalConv, Linear, Norm, narrow_type, project, reads_one, unit
+from cmrn.memory.recall import Recall, recall_carried, recall_stored
 from cmrn.memory.rotary import placeless, rotate, rotate_carried, rotated
+from cmrn.memory.salience import Salience
 from cmrn.memory.window import document_begins, windowed_read
-from cmrn.records import Segments, WorkingMemory
+from cmrn.records import MemoryRead, Segments, WorkingMemory
 
 __all__ = ["MemoryAttention"]
 
@@ -28,6 +31,7 @@ class MemoryAttention(nn.Module):
 
     def __init__(self, config: CMRNConfig) -> None:
         super().__init__()
+        self.config = config
         self.window, self.heads = config.working_memory, config.memory_heads
         self.width = config.memory_dim // config.memory_heads
         self.norm = Norm(config.d_model, config.layer_norm_eps)
@@ -40,6 +44,7 @@ class MemoryAttention(nn.Module):
         self.null_key = nn.Parameter(torch.randn(self.heads, self.width - rotated(self.width)) / math.sqrt(self.width))
         self.output = Linear(config.memory_dim, config.d_model, scale=0.5)
         self.dropout = nn.Dropout(config.dropout)
+        self.salience = Salience(config) if config.episodic_memory else None
 
     def initial_state(self, x_BTD: Tensor) -> WorkingMemory:
         """An empty working memory."""
@@ -54,18 +59,54 @@ class MemoryAttention(nn.Module):
         """(x_BTD, working memory after the chunk). Queries, keys and values carry gradient, carried entries too."""
         if reads_one(self, x_BTD, segments):
             return self._one(x_BTD, previous or self.initial_state(x_BTD), segments)
+        _, q_BTHC, k_BTHC, v_BTHC, gate, tail = self._project(x_BTD, previous, segments)
+        first_BT = document_begins(segments, x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
+        carried, null_HC = None if previous is None else rotate_carried(previous), placeless(self.null_key, self.width)
+        read = windowed_read(rotate(q_BTHC), rotate(k_BTHC), v_BTHC, null_HC, self.window, first_BT, carried)
+        x_BTD = x_BTD + self.dropout(self.output(read.flatten(2) * F.silu(gate)))
+        return x_BTD, self._keep(k_BTHC, v_BTHC, first_BT, previous or self.initial_state(x_BTD), tail, segments)
+
+    def recall(
+        self, x_BTD: Tensor, previous: WorkingMemory | None, segments: Segments, recalled: Recall
+    ) -> tuple[Tensor, WorkingMemory, Tensor, MemoryRead | None]:
+        """`forward` with long-term entries readable too.
+
+        Beyond its results: the mean share of the tokens that are worth remembering, a scalar that carries gradient, and
+        which entries were read, where the episodic memory is to show them. Stored entries carry no gradient.
+        """
+        assert self.salience is not None
+        assert recalled.events is not None
+        u_BTD, q_BTHC, k_BTHC, v_BTHC, gate, tail = self._project(x_BTD, previous, segments)
+        first_BT = document_begins(segments, x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
+        before = previous or self.initial_state(x_BTD)
+        salience_BT = self.salience.gate(u_BTD, recalled.events)
+        null_HC = placeless(self.null_key, self.width)
+        tokens = (q_BTHC, k_BTHC, v_BTHC, salience_BT)
+        tuned = self.salience.reading(u_BTD, recalled.total_BT(self.config))
+        shown, long = None, None
+        if recalled.memory is None:
+            read, long = recall_carried(tokens, tuned, null_HC, before, segments, recalled, self.config)
+        else:
+            read, shown = recall_stored(tokens, tuned, null_HC, before, recalled, self.config)
+        x_BTD = x_BTD + self.dropout(self.output(read.flatten(2) * F.silu(gate)))
+        kept = self._keep(k_BTHC, v_BTHC, first_BT, before, tail, segments)
+        return x_BTD, replace(kept, long=long), _mean(salience_BT.exp(), segments.real_BT), shown
+
+    def queries(self, x_BTD: Tensor, previous: WorkingMemory | None, segments: Segments) -> Tensor:
+        """(B,T,H,C) what tokens ask of long-term entries: at the temperature of the read, not turned by places."""
+        return self._project(x_BTD, previous, segments)[1]
+
+    def _project(
+        self, x_BTD: Tensor, previous: WorkingMemory | None, segments: Segments
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(normalised x_BTD, queries at their temperature, keys, values, output gate, the convolution's tail)."""
         u_BTD = self.norm(x_BTD)
         query, raw_key, value, gate = project(u_BTD, (self.query,), (self.key,), (self.value,), (self.gate,))
         tail_BTC = None if previous is None else previous.tail_BTC
         (k_BTHC,), tail = self.key_conv.heads(raw_key, tail_BTC, segments, self.width)
         v_BTHC = value.unflatten(-1, (self.heads, self.width))
         q_BTHC = unit(query.unflatten(-1, (self.heads, self.width))) * self.log_temperature.exp()[:, None]
-        first_BT = document_begins(segments, x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
-        q_BTHC, k_BTHC = q_BTHC.to(v_BTHC.dtype), k_BTHC.to(v_BTHC.dtype)
-        carried, null_HC = None if previous is None else rotate_carried(previous), placeless(self.null_key, self.width)
-        read = windowed_read(rotate(q_BTHC), rotate(k_BTHC), v_BTHC, null_HC, self.window, first_BT, carried)
-        x_BTD = x_BTD + self.dropout(self.output(read.flatten(2) * F.silu(gate)))
-        return x_BTD, self._keep(k_BTHC, v_BTHC, first_BT, previous or self.initial_state(x_BTD), tail, segments)
+        return u_BTD, q_BTHC.to(v_BTHC.dtype), k_BTHC.to(v_BTHC.dtype), v_BTHC, gate, tail
 
     def _one(self, x_B1D: Tensor, previous: WorkingMemory, segments: Segments) -> tuple[Tensor, WorkingMemory]:
         """`forward` for one token a row without gradient, in three launches."""
@@ -117,3 +158,10 @@ class MemoryAttention(nn.Module):
             else:
                 keys, values = (torch.cat([a[:, :, length:].to(b.dtype), b], 2) for a, b in pairs)
         return WorkingMemory(keys, values, valid, tail)
+
+
+def _mean(share_BT: Tensor, real_BT: Tensor | None) -> Tensor:
+    """The mean over real tokens."""
+    if real_BT is None:
+        return share_BT.mean()
+    return (share_BT * real_BT).sum() / real_BT.sum().clamp(min=1)

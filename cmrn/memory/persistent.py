@@ -15,6 +15,7 @@ from cmrn.memory.slots import Slots
 
 if TYPE_CHECKING:
     from cmrn.memory.embedding import Embedder
+    from cmrn.memory.passages import Passages
     from cmrn.memory.populate import PopulateResult
 
 __all__ = ["MemoryHits", "PersistentMemory"]
@@ -39,8 +40,8 @@ class MemoryHits:
 class PersistentMemory(nn.Module):
     """Keys found by their inner product with a query, and their values; the least recently used makes room.
 
-    store: a folder, where the memory is then durable and its values are its keys; without one it lives with the module,
-    on the device and in the type of what is first written. update_rate: how far a write moves the near-duplicate
+    store: a folder, where the memory is then durable, in float32; without one it lives with the module, on the device
+    and in the type of what is first written. update_rate: how far a write moves the near-duplicate
     (cosine 0.999 or more, in one namespace) that it meets instead of being added. embedder: what `populate_from_text`
     uses; by default all-MiniLM-L6-v2.
 
@@ -70,12 +71,27 @@ class PersistentMemory(nn.Module):
             raise UsageError("memory_dim and max_size must be 1 or more, and update_rate in [0, 1]")
         self.memory_dim, self.max_size, self.update_rate = memory_dim, max_size, update_rate
         self._embedder = embedder
+        self._folder = store
+        self._passages: Passages | None = None
         self._slots = Slots(memory_dim, max_size, update_rate)
         self._stored = None
         if store is not None:
             from cmrn.memory.stored import Stored
 
             self._stored = Stored(store, memory_dim, max_size, update_rate)
+
+    @property
+    def passages(self) -> Passages | None:
+        """The texts of its durable store, to be recalled by a model; None without one, or before it is made.
+
+        Raises:
+            CheckpointError: the store was damaged, or deleted, since.
+        """
+        if self._passages is None and self._folder is not None and self._stored is not None and len(self._stored):
+            from cmrn.memory.passages import Passages
+
+            self._passages = Passages(self._folder, self._embedder)
+        return self._passages
 
     def __len__(self) -> int:
         """How many records it holds."""
@@ -97,9 +113,7 @@ class PersistentMemory(nn.Module):
             keys_QMD, values_QMD = self._slots.keys_ND[slots_QM], self._slots.values(slots_QM)
             records_QM = self._slots.records_N[slots_QM]
         else:
-            keys, records = self._stored.search(queries_QD.detach().float().cpu().numpy(), k, namespaces)
-            keys_QMD, records_QM = torch.from_numpy(keys), torch.from_numpy(records)
-            values_QMD = keys_QMD
+            keys_QMD, values_QMD, records_QM = self._stored.search(queries_QD, k, namespaces)
         keys_QMD, values_QMD = keys_QMD.to(vectors), values_QMD.to(vectors)
         shape, found = vectors.shape[:-1], records_QM.shape[1]
         return MemoryHits(
@@ -123,12 +137,13 @@ class PersistentMemory(nn.Module):
         """Write keys, (…,D), and their values, by default the keys; the number of each one's record, int64 (…).
 
         What does not fit replaces the least recently used; of more new ones than `max_size` the last stay, the others'
-        number is -1. Keys carry no gradient once written, values do. texts, source, origin and trust go into a durable
-        store, which keeps keys alone.
+        number is -1. Keys carry no gradient once written, values do, until `detach` or, in a durable store, `close`.
+        texts, source, origin and trust go into a durable store.
 
         Raises:
-            UsageError: keys or values of another shape, or values or texts where they cannot be kept.
-            DataError: a key that is not finite; in a durable store also one of zeros. Nothing is written.
+            UsageError: keys or values of another shape, or texts where they cannot be kept.
+            DataError: a key that is not finite; in a durable store also one of zeros, or such a value. Nothing is
+                written.
         """
         rows_ND = self._rows(keys)
         if values is not None and values.shape != keys.shape:
@@ -136,15 +151,13 @@ class PersistentMemory(nn.Module):
         if self._stored is None:
             if texts is not None:
                 raise UsageError("texts need a durable store", hint=NO_STORE)
-            values_ND = rows_ND if values is None else values.reshape(-1, self.memory_dim)
-            return self._slots.write(rows_ND, values_ND, namespace).view(keys.shape[:-1])
-        if values is not None:
-            raise UsageError("a durable store keeps keys alone: leave out values")
+            held_ND = rows_ND if values is None else values.reshape(-1, self.memory_dim)
+            return self._slots.write(rows_ND, held_ND, namespace).view(keys.shape[:-1])
         if texts is not None and len(texts) != len(rows_ND):
             raise UsageError(f"{len(texts)} texts for {len(rows_ND)} keys")
         about = {"namespace": namespace, "source": source, "origin": origin, "trust": trust}
-        records = self._stored.write(rows_ND.detach().float().cpu().numpy(), texts, about)
-        return torch.from_numpy(records).to(keys.device).view(keys.shape[:-1])
+        values_ND = None if values is None else values.reshape(-1, self.memory_dim)
+        return self._stored.write(rows_ND, values_ND, texts, about).to(keys.device).view(keys.shape[:-1])
 
     def populate_from_text(
         self,
@@ -174,6 +187,8 @@ class PersistentMemory(nn.Module):
     def detach(self) -> None:
         """Let go of the history of stored values, so that no later gradient reaches what made them."""
         self._slots.detach()
+        if self._stored is not None:
+            self._stored.tracked.clear()
 
     def reset(self) -> None:
         """Forget everything that is not in a durable store."""
@@ -181,6 +196,9 @@ class PersistentMemory(nn.Module):
 
     def close(self) -> None:
         """Write what is noted, and let others write to the store; without one this does nothing."""
+        if self._passages is not None:
+            self._passages.close()
+            self._passages = None
         if self._stored is not None:
             self._stored.close()
 

@@ -10,23 +10,34 @@ from cmrn.config import CMRNConfig
 from cmrn.layers import CausalConv, Linear, Norm, narrow_type, reads_one
 from cmrn.records import Routing, Segments
 from cmrn.routing.gating import MOST_TOGETHER, choose_experts, fixed_choice, hash_experts
+from cmrn.routing.recent import recent_mean
 
 __all__ = ["DynamicRouter", "RoutingNetwork", "SemanticParser"]
 
 
 class SemanticParser(nn.Module):
-    """Semantic tags of each token: SiLU(P · conv(norm(x))), over the token and the three before it."""
+    """Semantic tags of each token: SiLU(P · conv(norm(x))), over the token and the three before it.
+
+    With `router_span` the recent mean of the document's tags stands beside them (`recent_mean`).
+    """
 
     def __init__(self, config: CMRNConfig) -> None:
         super().__init__()
         self.norm = Norm(config.d_model, config.layer_norm_eps)
         self.conv = CausalConv(config.d_model)
         self.projection = Linear(config.d_model, config.router_dim)
+        self.span = config.router_span
 
-    def forward(self, x_BTD: Tensor, tail_BTC: Tensor | None, segments: Segments) -> tuple[Tensor, Tensor]:
-        """(tags (B,T,router_dim), tail to carry)."""
+    def forward(
+        self, x_BTD: Tensor, tail_BTC: Tensor | None, segments: Segments, sums_BC: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(tags (B,T,router_width), tail to carry, sums of the recent mean to carry or None)."""
         mixed, tail = self.conv(self.norm(x_BTD), tail_BTC, segments)
-        return F.silu(self.projection(mixed)), tail
+        tags = F.silu(self.projection(mixed))
+        if not self.span:
+            return tags, tail, None
+        mean, sums_BC = recent_mean(tags, sums_BC, segments, self.span)
+        return torch.cat([tags.to(mean.dtype), mean], -1), tail, sums_BC
 
 
 class RoutingNetwork(nn.Module):
@@ -42,8 +53,8 @@ class RoutingNetwork(nn.Module):
     def __init__(self, config: CMRNConfig) -> None:
         super().__init__()
         self.silent: frozenset[int] = frozenset()
-        self.weight_ER = nn.Parameter(torch.empty(config.num_experts, config.router_dim))
-        nn.init.normal_(self.weight_ER, std=config.router_dim**-0.5)
+        self.weight_ER = nn.Parameter(torch.empty(config.num_experts, config.router_width))
+        nn.init.normal_(self.weight_ER, std=config.router_width**-0.5)
         self.register_buffer("bias_E", torch.zeros(config.num_experts))
         self.register_buffer("temperature", torch.tensor(config.routing_temperature))
 
@@ -80,16 +91,33 @@ class DynamicRouter(nn.Module):
         self, x_BTD: Tensor, tail_BTC: Tensor | None, segments: Segments, numbers_BT: Tensor
     ) -> tuple[Routing, Tensor | None]:
         """(routing, tail to carry). numbers_BT is what a fixed strategy hashes: token ids, or places in a document."""
+        routing, tail, _ = self.read(x_BTD, tail_BTC, segments, numbers_BT, None)
+        return routing, tail
+
+    def read(
+        self,
+        x_BTD: Tensor,
+        tail_BTC: Tensor | None,
+        segments: Segments,
+        numbers_BT: Tensor,
+        sums_BC: Tensor | None,
+    ) -> tuple[Routing, Tensor | None, Tensor | None]:
+        """`forward`, and the sums of the recent mean, in and out; None without `router_span`."""
         if self.semantic_parser is None or self.routing_network is None:
             chosen_BTK = hash_experts(numbers_BT, self.num_experts, self.k, self.salt)
-            return fixed_choice(chosen_BTK, self.num_experts, torch.promote_types(x_BTD.dtype, torch.float32)), None
-        alone = reads_one(self, x_BTD, segments) and not self.routing_network.silent
+            return (
+                fixed_choice(chosen_BTK, self.num_experts, torch.promote_types(x_BTD.dtype, torch.float32)),
+                None,
+                None,
+            )
+        alone = reads_one(self, x_BTD, segments) and not self.routing_network.silent and not self.semantic_parser.span
         if alone and self.num_experts <= MOST_TOGETHER:
-            return self._one(self.semantic_parser, self.routing_network, x_BTD, tail_BTC, segments)
-        tags, tail = self.semantic_parser(x_BTD, tail_BTC, segments)
+            routing, tail = self._one(self.semantic_parser, self.routing_network, x_BTD, tail_BTC, segments)
+            return routing, tail, None
+        tags, tail, sums_BC = self.semantic_parser(x_BTD, tail_BTC, segments, sums_BC)
         network = self.routing_network
         routing = choose_experts(network(tags), network.bias_E, network.temperature, self.k, noisy=self.training)
-        return routing, tail
+        return routing, tail, sums_BC
 
     def _one(
         self,

@@ -60,6 +60,7 @@ class TemporalAbstraction(nn.Module):
         segments: Segments,
     ) -> tuple[EventChain, tuple[TemporalState | EventState, ...]]:
         """(event_chain, temporal_states): where what was just read begins events, and the states with the tracker's."""
-        tracked = cast(EventState, previous_states[-1]) if previous_states else None
+        last = previous_states[-1] if previous_states else None
+        tracked = last if isinstance(last, EventState) else None
         event_chain, event_state = self.event_tracker.update(states, tracked, segments)
         return event_chain, (*states, event_state)

@@ -108,8 +108,17 @@ def _at(values_BT: Tensor, ends_B: Tensor, otherwise_B: Tensor) -> Tensor:
 
 
 def list_events(chains: Sequence[EventChain], row: int = 0) -> tuple[Event, ...]:
-    """The events of one row, in tokens counted from the start of the first chain's chunk."""
+    """The events of one row, in tokens counted from the start of the first chain's chunk.
+
+    Each has the mean of the chains' stream over its tokens, where all chains have one.
+    """
     surprise = torch.cat([chain.surprise_BT[row] for chain in chains]).tolist()
     starts = torch.cat([chain.begins_BT[row] for chain in chains]).nonzero()[:, 0].tolist()
     ends = [*starts[1:], len(surprise)]
-    return tuple(Event(start, end, surprise[start]) for start, end in zip(starts, ends, strict=True))
+    streams = [chain.stream_BTD[row].float().cpu() for chain in chains if chain.stream_BTD is not None]
+    stream_TD = torch.cat(streams) if len(streams) == len(chains) else None
+    return tuple(
+        Event(start, end, surprise[start], place - 1 if place else None,
+              None if stream_TD is None else stream_TD[start:end].mean(0))
+        for place, (start, end) in enumerate(zip(starts, ends, strict=True))
+    )  # fmt: skip

@@ -27,9 +27,10 @@ from cmrn.training.continual import DomainResult
 from cmrn.training.flops import TokenCost, token_cost
 from cmrn.training.metrics import Evaluation, evaluate
 from cmrn.training.progress import Notice, Reporter
-from cmrn.training.row import placing_tokens, tried_tokens
+from cmrn.training.row import OLD_TIMES, fitting_tokens, tried_tokens
 from cmrn.training.run import RESOLVED
 from cmrn.training.trainer import CMRNTrainer
+from cmrn.unseen import UNSEEN, Unseen, measure_unseen
 
 __all__ = ["Addition", "Origin", "Request", "add_domain", "origin_of", "save_with_origin"]
 
@@ -37,6 +38,7 @@ ORIGIN = "origin.json"
 ORIGIN_FORMAT = 1
 USUAL_FRACTION = 0.15
 MARGIN_TRIALS = 6
+FITS = 2 * (1 + OLD_TIMES)
 NO_ORIGIN = "how the base was trained is not known: the folder holds neither its training nor an origin.json"
 
 
@@ -156,7 +158,7 @@ def add_domain(
     reporter.notice(Notice("measuring every domain before"))
     before = _measure(trainer, held_out)
     trainer.add_domain_expert(request.expert.name, request.expert, init_from=request.init_from)
-    cost = token_cost(trainer.model, request.expert.name, training.sequence_length)
+    cost = token_cost(trainer.model, (request.expert.name,), training.sequence_length)
     domains = max(1, len(model.config.domains)) + 1
     whole = None if origin is None else cost.whole * origin.tokens_a_domain * domains
     steps = request.steps or _affordable(cost, training, (whole or 0.0) * (request.fraction or USUAL_FRACTION), domains)
@@ -177,7 +179,9 @@ def add_domain(
     addition = Addition(request, before, after, result, spent / whole if whole else None, out)
     if any(rise > request.keep_threshold for rise in addition.worse.values()):
         return Addition(request, before, after, result, addition.flops_ratio, None)
-    save_with_origin(out, trainer.model, origin)
+    # Without old text only the new domain could be measured, and everything else would seem unseen.
+    unseen = measure_unseen(trainer.model, _built(trainer, held_out)) if old else None
+    save_with_origin(out, trainer.model, origin, unseen)
     return addition
 
 
@@ -211,19 +215,23 @@ def _old_corpus(folder: Path, request: Request, reporter: Reporter) -> Corpus | 
 
 
 def _measure(trainer: CMRNTrainer, documents: Sequence[Document]) -> Evaluation:
+    return evaluate(trainer.model, _built(trainer, documents), None, trainer.precision)
+
+
+def _built(trainer: CMRNTrainer, documents: Sequence[Document]) -> EvaluationSet:
     model, config = trainer.model, trainer.config
     assert model.tokenizer is not None
-    held_out = EvaluationSet.build(
+    return EvaluationSet.build(
         documents, model.tokenizer, model.config.domains, config.sequence_length, config.batch_size
     )
-    return evaluate(model, held_out, None, trainer.precision)
 
 
 def _affordable(cost: TokenCost, training: TrainingConfig, budget: float, domains: int) -> int:
     """Steps that the budget (FLOPs) pays for, with the reading that training does not need."""
     a_step = training.batch_size * training.sequence_length
     steps = int(budget / (cost.expert * a_step))
-    read = placing_tokens(steps * a_step) + a_step + MARGIN_TRIALS * tried_tokens(steps * a_step) * (domains - 1)
+    read = FITS * (fitting_tokens(steps * a_step) + a_step)
+    read += MARGIN_TRIALS * tried_tokens(steps * a_step) * (domains - 1)
     steps = int((budget - cost.read * read) / (cost.expert * a_step))
     if steps < 1:
         message = "the fraction does not pay for a single step"
@@ -231,8 +239,8 @@ def _affordable(cost: TokenCost, training: TrainingConfig, budget: float, domain
     return steps
 
 
-def save_with_origin(out: Path, model: CMRN, origin: Origin | None) -> None:
-    """Write a model folder that also says how the base was trained, where that is known.
+def save_with_origin(out: Path, model: CMRN, origin: Origin | None, unseen: Unseen | None = None) -> None:
+    """Write a model folder that also says how the base was trained, and what is usual, where that is known.
 
     Raises:
         ResourceError: the disk is full; what stood in `out` before is untouched.
@@ -249,3 +257,5 @@ def save_with_origin(out: Path, model: CMRN, origin: Origin | None) -> None:
                 "phrase_share": origin.phrase_share,
             }
             (temporary / ORIGIN).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        if unseen is not None:
+            (temporary / UNSEEN).write_text(unseen.to_json(), encoding="utf-8")

@@ -32,8 +32,9 @@ BUILDS = 64
 class CapturedStep:
     """The step of `PlainStep` without a word from the host between its first kernel and its last.
 
-    At the first batch, and where a batch's shape changes, blocks are compiled (one code for all blocks of one build)
-    and the whole step is recorded as a CUDA graph; after that a step is four copies from pinned memory and one launch.
+    At the first batch, and where a batch's shape or the long-term reading changes, blocks are compiled (one code for
+    all blocks of one build) and the whole step is recorded as a CUDA graph; after that a step is four copies from
+    pinned memory and one launch.
     Whether loss and norm are finite is decided on the device: the optimizers read it as `found_inf`, and the clipping
     as `grad_scale`, both as torch's gradient scaler would set them. Differs from `PlainStep` in rounding only.
     """
@@ -61,7 +62,7 @@ class CapturedStep:
     def __call__(self, batch: Batch, micro_batch: int, share: float) -> Callable[[], StepResult]:
         """Launch the step; the call returned waits for it."""
         trained = tuple(parameter.requires_grad for parameter in self.model.parameters())
-        key = (tuple(batch.input_ids_BT.shape), micro_batch, trained)
+        key = (tuple(batch.input_ids_BT.shape), micro_batch, trained, getattr(self.model, "long_reading", None))
         if key != self._key or self._graph is None:
             self._record(batch, micro_batch)
             self._key = key

@@ -19,6 +19,7 @@ from cmrn.config import CMRNConfig
 from cmrn.errors import CheckpointError
 from cmrn.files import MANIFEST, read_json, verify_folder, write_folder
 from cmrn.pretrained import load_tensors, read_model, read_tensors, write_model_files, write_tensors
+from cmrn.unseen import UNSEEN, Unseen
 
 __all__ = [
     "CHECKPOINTS",
@@ -63,9 +64,16 @@ class TrainingState:
 
 
 def save_checkpoint(
-    run: Path, config: CMRNConfig, model: nn.Module, tokenizer_json: str | None, state: TrainingState
+    run: Path,
+    config: CMRNConfig,
+    model: nn.Module,
+    tokenizer_json: str | None,
+    state: TrainingState,
+    unseen: Unseen | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step` durably, read it back to verify it, and return its folder.
+
+    unseen: what is usual on held-out text, where that was measured.
 
     Raises:
         ResourceError: the disk is full; earlier checkpoints are whole.
@@ -89,6 +97,8 @@ def save_checkpoint(
         write_model_files(temporary, config, model.state_dict(), tokenizer_json)
         write_tensors(temporary / STATE_TENSORS, tensors)
         (temporary / STATE).write_text(json.dumps(document) + "\n", encoding="utf-8")
+        if unseen is not None:
+            (temporary / UNSEEN).write_text(unseen.to_json(), encoding="utf-8")
     verify_folder(folder)
     return folder
 

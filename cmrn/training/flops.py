@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmrn.model import CMRN
 from cmrn.training.continual import only_expert
+from cmrn.training.row import forced
 
 __all__ = ["TokenCost", "token_cost"]
 
 
 @dataclass(frozen=True)
 class TokenCost:
-    """FLOPs a token. read: forward. expert: forward, activation gradient, and weight gradient of one expert.
+    """FLOPs a token. read: forward. expert: forward, activation gradient, and weight gradient of the experts trained.
 
     whole: forward and all gradients of all weights.
     """
@@ -26,8 +28,8 @@ class TokenCost:
     whole: float
 
 
-def token_cost(model: CMRN, name: str, length: int) -> TokenCost:
-    """The cost of a token in rows of `length`, with the expert `name` trained alone or everything trained.
+def token_cost(model: CMRN, names: Sequence[str], length: int) -> TokenCost:
+    """The cost of a token in rows of `length`, with these experts reading all and trained alone, or everything trained.
 
     Matrix products and convolutions are counted, by the plain form on the CPU, for one row of random tokens;
     normalisations, element-wise work and the optimizers are not.
@@ -46,6 +48,6 @@ def token_cost(model: CMRN, name: str, length: int) -> TokenCost:
 
     with torch.random.fork_rng(devices=[]):
         read, whole = count(backward=False), count(backward=True)
-        with only_expert(plain, name):
+        with only_expert(plain, *names), forced(plain, names):
             expert = count(backward=True)
     return TokenCost(read, expert, whole)

@@ -25,9 +25,10 @@ from cmrn.training.metrics_log import MetricsLog
 from cmrn.training.optim import OptimizerSet
 from cmrn.training.progress import EvaluationReport, Notice, Reporter, StepReport
 from cmrn.training.random_state import restore_random, save_random
-from cmrn.training.schedule import learning_rate_share, routing_temperature
+from cmrn.training.schedule import learning_rate_share, long_reading, routing_temperature
 from cmrn.training.signals import StopRequest
 from cmrn.training.step import PlainStep, StepResult, training_step
+from cmrn.unseen import Unseen, measure_unseen
 
 __all__ = ["Progress", "RunSettings", "TrainingLoop"]
 
@@ -127,7 +128,8 @@ class TrainingLoop:
             self._step(dataset)
             if progress.step % config.checkpoint_every == 0 or progress.step == config.max_steps:
                 self._settle()
-                self._save()
+                last = progress.step == config.max_steps and self.settings.run_dir is not None
+                self._save(measure_unseen(self.model, held_out) if last and held_out is not None else None)
             self._stop_if_asked()
         self.model.set_routing_temperature(self.model.config.routing_temperature)
         if held_out is None:
@@ -147,6 +149,7 @@ class TrainingLoop:
         share = learning_rate_share(progress.step, config)
         self.model.train()
         self.model.set_routing_temperature(temperature)
+        self.model.set_long_reading(long_reading(progress.step, config, self.model.config))
         result = self._launch(batch, share)
         before, self._launched = self._launched, None
         launched = _Launched(progress.step + 1, share, temperature, progress.cursor, result)
@@ -254,8 +257,8 @@ class TrainingLoop:
         self.settings.reporter.evaluation(report)
         return result
 
-    def _save(self) -> None:
-        """Save the step just done, then let older checkpoints go."""
+    def _save(self, unseen: Unseen | None = None) -> None:
+        """Save the step just done, then let older checkpoints go. unseen: measured for a run's last checkpoint only."""
         run, progress = self.settings.run_dir, self.progress
         if run is None or progress.saved_step == progress.step:
             return
@@ -275,7 +278,7 @@ class TrainingLoop:
         self.log.sync()
         tokenizer = self.model.tokenizer
         text = None if tokenizer is None else tokenizer.to_json()
-        progress.checkpoint = save_checkpoint(run, self.model.config, self.model, text, state)
+        progress.checkpoint = save_checkpoint(run, self.model.config, self.model, text, state, unseen)
         progress.saved_step = progress.step
         prune_checkpoints(run, progress.step, self.config.keep_checkpoints)
 

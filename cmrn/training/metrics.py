@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,6 +12,7 @@ from cmrn.data.evaluation import EvaluationBatch, EvaluationSet
 from cmrn.model import CMRN
 from cmrn.records import CMRNState
 from cmrn.training.device import Precision, autocast
+from cmrn.unseen import DocumentScores, unowned_share
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -22,12 +23,14 @@ class Evaluation:
 
     bits_per_byte: nats of the scored tokens over ln 2 over the UTF-8 bytes of their text.
     routing_purity: share of a domain's tokens whose largest routing weight belongs to an expert that owns the domain;
-    only domains that an expert owns.
+    only domains that an expert owns. unowned: each domain's documents as `cmrn.unseen` scores them; empty where no
+    expert owns a domain.
     """
 
     bits_per_byte: dict[str, float]
     routing_purity: dict[str, float]
     tokens: int
+    unowned: dict[str, DocumentScores] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class _Totals:
     bytes: int = 0
     read: int = 0
     pure: int = 0
+    unowned: DocumentScores | None = None
 
 
 def evaluate(
@@ -63,7 +67,8 @@ def evaluate(
         model.train(was_training)
     bits = {name: total.nats / math.log(2) / total.bytes for name, total in totals.items() if total.bytes}
     purity = {name: total.pure / total.read for name, total in totals.items() if name in model.config.domains}
-    return Evaluation(_with_mean(bits), _with_mean(purity), sum(total.scored for total in totals.values()))
+    unowned = {name: total.unowned for name, total in totals.items() if total.unowned is not None}
+    return Evaluation(_with_mean(bits), _with_mean(purity), sum(total.scored for total in totals.values()), unowned)
 
 
 def _read(
@@ -77,6 +82,7 @@ def _read(
     owners = torch.tensor([domain in expert.domains for expert in model.config.named_experts], device=device)
     states: CMRNState | None = None
     nats, scored, text_bytes, read, pure = 0.0, 0, 0, 0, 0
+    documents: DocumentScores | None = None
     for batch in batches:
         ids_BT, labels_BT, documents_BT, mask_BT = (
             each.to(device)
@@ -94,10 +100,14 @@ def _read(
         real_BT = mask_BT.bool()
         read += int(real_BT.sum())
         pure += int((owners[output.routing_weights.argmax(-1)] & real_BT).sum())
+        unowned_BT = unowned_share(model.config, output.routing)
+        if unowned_BT is not None:
+            documents = documents or DocumentScores()
+            documents.add(unowned_BT, documents_BT, real_BT)
         states = output.states
         if between is not None:
             between()
-    return _Totals(nats, scored, text_bytes, read, pure)
+    return _Totals(nats, scored, text_bytes, read, pure, documents)
 
 
 def _with_mean(table: dict[str, float]) -> dict[str, float]:

@@ -18,8 +18,8 @@ from cmrn.training.muon import Muon
 __all__ = ["OptimizerSet", "ParameterGroup", "parameter_groups"]
 
 ADAM_BETAS = (0.9, 0.95)
-NOT_MATRICES = ("decay", "beta")
-"""Linear maps to one number a head: rows of gates, not matrices that mix features."""
+NOT_MATRICES = ("decay", "beta", "salience", "recency")
+"""Linear maps to one number a head or token: rows of gates, not matrices that mix features."""
 
 
 @dataclass(frozen=True)

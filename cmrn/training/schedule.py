@@ -1,12 +1,13 @@
-"""What changes from step to step: the learning rate and the router's temperature."""
+"""What changes from step to step: the learning rate, the router's temperature, and how memory is read."""
 
 from __future__ import annotations
 
 import math
 
-from cmrn.config import TrainingConfig
+from cmrn.config import CMRNConfig, TrainingConfig
+from cmrn.records import LongReading
 
-__all__ = ["learning_rate_share", "routing_temperature"]
+__all__ = ["learning_rate_share", "long_reading", "routing_temperature"]
 
 
 def learning_rate_share(step: int, config: TrainingConfig) -> float:
@@ -35,6 +36,18 @@ def routing_temperature(step: int, config: TrainingConfig, final: float) -> floa
         case "cosine":
             remaining = _cosine(progress)
     return final + (config.routing_temperature_initial - final) * remaining
+
+
+def long_reading(step: int, config: TrainingConfig, model: CMRNConfig) -> LongReading | None:
+    """How step `step` (from 0) reads long-term memory: softly at first, from `memory_top_from` on as in use.
+
+    None where the model has none or `memory_reach` is 0.
+    """
+    if not config.memory_reach or not model.episodic_memory:
+        return None
+    if config.memory_top_from is None or step < config.memory_top_from:
+        return LongReading(config.memory_reach)
+    return LongReading(config.memory_reach, model.episodic_keep, model.episodic_reads)
 
 
 def _progress(step: int, steps: int) -> float:

@@ -21,9 +21,11 @@ LAYERS = (
     ("convolution_triton",),
     ("layers",),
     ("data", "generation_triton", "memory", "reasoning", "routing", "temporal", "tokenizer"),
-    ("experts", "generation", "pretrained"),
+    ("arguments", "experts", "generation", "pretrained"),
+    ("block",),
+    ("recollect",),
     ("model",),
-    ("domain_expert",),
+    ("domain_expert", "unseen"),
     ("inference", "training"),
     ("bench",),
 )

@@ -80,7 +80,8 @@ def test_version(cmrn: Run) -> None:
     [
         (["trian"], "Did you mean 'train'"),
         (["--bogus"], "No such option"),
-        (["trace"], "Missing argument"),
+        (["reason"], "Missing argument"),
+        (["trace"], "nothing to read"),
         (["recipe"], "Missing command"),
         (["generate", "x", "--temperature", "-1"], "temperature"),
         (["generate", "x", "--top-k", "none"], "top-k"),

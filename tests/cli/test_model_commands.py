@@ -27,10 +27,10 @@ class TestTrace:
         assert printed.isascii()
         assert "\x1b" not in printed
         document = json.loads(printed)
-        assert set(document) == {"schema_version", "experts", "tokens", "events"}
+        assert set(document) == {"schema_version", "experts", "tokens", "events", "unseen"}
         assert {frozenset(expert) for expert in document["experts"]} == {frozenset({"name", "domains", "weight"})}
         for token in document["tokens"]:
-            assert set(token) == {"text", "start", "end", "experts", "blocks", "memory", "surprise"}
+            assert set(token) == {"text", "start", "end", "experts", "blocks", "memory", "surprise", "unowned"}
             assert sum(expert["weight"] for expert in token["experts"]) == pytest.approx(1, abs=1e-5)
             assert token["text"] == HOSTILE[token["start"] : token["end"]]
         assert sum(expert["weight"] for expert in document["experts"]) == pytest.approx(1, abs=1e-5)
@@ -55,7 +55,7 @@ class TestTrace:
         text = "é 漢字 \U0001f600 the law"
         assert run(["trace", text, "-m", str(checkpoint)]) == 0
         first = capsys.readouterr().out.splitlines()[0]
-        assert re.sub(r" ?\[(math|legal)\] ", "", first).rstrip() == text
+        assert re.sub(r" ?\[(math|legal)\] ", "", first).replace("‖", "").rstrip() == text
 
     def test_stdin(self, checkpoint: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
         give_stdin(monkeypatch, b"the law")
@@ -147,7 +147,7 @@ class TestEval:
         plain.write_text("the law is here", "utf-8")
         assert run(["eval", "-m", str(checkpoint), "--data", str(jsonl), "--data", str(plain), "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
-        assert set(document) == {"schema_version", "bits_per_byte", "tokens", "routing_purity"}
+        assert set(document) == {"schema_version", "bits_per_byte", "tokens", "routing_purity", "unseen"}
         assert set(document["bits_per_byte"]) == {"math", "legal", "unlabelled", "mean"}
         assert set(document["routing_purity"]) == {"math", "legal", "mean"}
         assert run(["eval", "-m", str(checkpoint), "--data", str(jsonl), str(plain)]) == 0

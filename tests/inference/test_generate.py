@@ -51,6 +51,7 @@ def test_empty_prompt_reads_the_end_of_text_token(model: CMRN) -> None:
 
 
 def test_generation_leaves_the_model_as_it_was(model: CMRN) -> None:
+    model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generate_text(model, "the cat", max_new_tokens=4)
     assert model.training
@@ -66,6 +67,7 @@ def test_nothing_asked_for_gives_nothing(model: CMRN) -> None:
     "wrong", [{"max_new_tokens": -1}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 2.0}, {"stop": [""]}]
 )
 def test_wrong_settings_are_refused_with_the_model_as_it_was(model: CMRN, wrong: dict[str, object]) -> None:
+    model.train()
     with pytest.raises(UsageError):
         generate_text(model, "the cat", **wrong)
     assert model.training

@@ -72,9 +72,10 @@ def test_a_text_read_in_chunks_gives_the_same_trace(model: CMRN, monkeypatch: py
 def test_json_has_the_fixed_keys_and_plain_values(model: CMRN) -> None:
     document = trace_text(model, TEXT).to_json()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert list(document) == ["experts", "tokens", "events"]
+    assert list(document) == ["experts", "tokens", "events", "unseen"]
     assert list(document["experts"][0]) == ["name", "domains", "weight"]
-    assert list(document["tokens"][0]) == ["text", "start", "end", "experts", "blocks", "memory", "surprise"]
+    keys = ["text", "start", "end", "experts", "blocks", "memory", "surprise", "unowned"]
+    assert list(document["tokens"][0]) == keys
     assert list(document["tokens"][0]["experts"][0]) == ["name", "weight"]
     assert list(document["tokens"][0]["blocks"][0][0]) == ["name", "weight"]
     assert document["tokens"][0]["memory"] == []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -173,6 +174,90 @@ def test_a_durable_memory_outlives_its_process(tmp_path: Path) -> None:
     with MemoryStore.open(tmp_path / "store") as store:
         assert store.get([1])[0].text == "text 0"
         assert store.get([6]) == []
+
+
+def test_durable_values_outlive_their_process_and_carry_gradient_within_it(tmp_path: Path) -> None:
+    keys, values = unit(6).float(), unit(6, seed=1).float().requires_grad_()
+    with torch.no_grad():
+        constant = values.clone()
+    memory = PersistentMemory(8, store=tmp_path / "store", update_rate=0.25)
+    plain = PersistentMemory(8, update_rate=0.25)
+    for each in (memory, plain):
+        assert each.update(keys[:3], values[:3]).tolist() == [1, 2, 3]
+        assert each.update(keys[3:5]).tolist() == [4, 5]
+        assert each.update(keys[1:2] * 2, values[5:]).tolist() == [2]
+        assert each.update(keys[3:4], values[4:5]).tolist() == [4]
+    queries = keys.clone().requires_grad_()
+    found, expected = memory.query(queries, k=5), plain.query(queries, k=5)
+    for name in ("keys_MD", "values_MD", "scores_M", "records_M"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    wanted = torch.autograd.grad(expected.values_MD.square().sum(), values)[0]
+    torch.testing.assert_close(torch.autograd.grad(found.values_MD.square().sum(), values)[0], wanted)
+    memory.detach()
+    assert not memory.query(keys, k=5).values_MD.requires_grad
+    memory.close()
+    again = PersistentMemory(8, store=tmp_path / "store")
+    torch.testing.assert_close(again.query(keys, k=5).values_MD, expected.values_MD.detach())
+    torch.testing.assert_close(again.query(keys[0], k=1).values_MD[0], constant[0])
+    again.close()
+
+
+@given(st.data())
+@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])
+def test_a_durable_memory_gives_what_one_in_memory_gives(data: st.DataObject) -> None:
+    """Writes of fresh keys, and of near-duplicates of old ones and of one another."""
+    pool = torch.cat([unit(6, seed=3).float(), unit(6, seed=3).float() * 1.5])
+    with tempfile.TemporaryDirectory() as name:
+        memories = [PersistentMemory(8, update_rate=0.5), PersistentMemory(8, store=Path(name), update_rate=0.5)]
+        for _ in range(data.draw(st.integers(1, 3))):
+            chosen = data.draw(st.lists(st.integers(0, 11), min_size=1, max_size=8))
+            values = None if data.draw(st.booleans()) else unit(len(chosen), seed=len(chosen)).float()
+            spaces = data.draw(st.sampled_from(["a", "b"]))
+            first, second = (each.update(pool[chosen], values, namespace=spaces) for each in memories)
+            assert first.tolist() == second.tolist()
+        hits = [each.query(pool[:6], k=3, namespaces=["a"]) for each in memories]
+        torch.testing.assert_close(hits[0].scores_M, hits[1].scores_M)
+        torch.testing.assert_close(hits[0].values_MD, hits[1].values_MD)
+        memories[1].close()
+
+
+def test_more_new_ones_than_fit_a_durable_memory_leave_the_last(tmp_path: Path) -> None:
+    memory = PersistentMemory(8, max_size=3, store=tmp_path / "store")
+    assert memory.update(torch.eye(8)).tolist() == [-1, -1, -1, -1, -1, 1, 2, 3]
+    assert memory.query(torch.eye(8)[7], k=1).records_M.tolist() == [3]
+    memory.close()
+
+
+def test_what_a_durable_memory_cannot_keep_changes_nothing(tmp_path: Path) -> None:
+    memory = PersistentMemory(8, store=tmp_path / "store")
+    keys = unit(3).float()
+    bad = [
+        (torch.cat([keys[:1], torch.zeros(1, 8)]), None),
+        (torch.cat([keys[:1], torch.full((1, 8), float("nan"))]), None),
+        (keys, torch.full((3, 8), float("inf"))),
+    ]
+    for each, values in bad:
+        with pytest.raises(DataError):
+            memory.update(each, values)
+        assert not (tmp_path / "store").exists()
+    memory.update(keys, texts=["a", "b", "c"])
+    before = memory.query(keys, k=3)
+    for each, values in bad:
+        with pytest.raises(DataError):
+            memory.update(each * 3, values)
+    torch.testing.assert_close(memory.query(keys, k=3).keys_MD, before.keys_MD)
+    memory.close()
+
+
+def test_a_text_written_again_has_its_new_key(tmp_path: Path) -> None:
+    memory = PersistentMemory(8, store=tmp_path / "store")
+    keys = torch.eye(8)
+    assert memory.update(keys[:2], keys[2:4], texts=["a", "b"]).tolist() == [1, 2]
+    assert memory.update(keys[4:5], keys[5:6], texts=["a"]).tolist() == [1]
+    hits = memory.query(keys[4], k=1)
+    assert (hits.records_M.tolist(), hits.values_MD.tolist()) == ([1], keys[5:6].tolist())
+    assert len(memory) == 2
+    memory.close()
 
 
 def test_a_store_of_another_width_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ def few_documents(recipe: Recipe) -> list[str]:
     """Overrides that make two steps of a recipe quick without touching its model."""
     limits = [f"data.sources.{i}.limit={DOCUMENTS}" for i in range(len(recipe.data.sources))]
     short = ["training.max_steps=2", "training.batch_size=2", "training.sequence_length=64"]
+    if recipe.training.memory_reach:
+        short += ["training.memory_reach=64", "training.memory_top_from=1"]
     return [*limits, *short, "training.micro_batch_size=2", "data.validation_fraction=0.2", "tokenizer.vocab_size=400"]
 
 
@@ -50,7 +52,7 @@ def test_it_survives_being_resolved(name: str, tmp_path: Path) -> None:
 def write_sources(recipe: Recipe, root: Path) -> None:
     """A few short documents in every file that the recipe reads under its data root."""
     for source in recipe.data.sources:
-        if not source.path.startswith(("builtin://", "hf://")):
+        if not source.path.startswith(("builtin://", "hf://", "quiz://")):
             path = root / source.path
             path.parent.mkdir(parents=True)
             lines = [json.dumps({"text": f"{word} {source.domain} {i} " * 5}) for i, word in enumerate(WORDS)]

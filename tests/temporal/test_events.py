@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,3 +134,18 @@ def test_surprise_is_the_mean_over_layers() -> None:
     layers = [TemporalState(nothing, nothing, torch.full((1, 4), level)) for level in (1.0, 2.0)]
     chain, _ = tracker().update(layers, None, Segments())
     assert chain.surprise_BT.tolist() == [[1.5] * 4]
+
+
+def test_events_are_linked_and_summarised() -> None:
+    stream_BTD = torch.randn(2, 10, 3)
+    chains = []
+    state = None
+    for part in (slice(0, 6), slice(6, 10)):
+        chain, state = update(tracker(4), torch.ones(2, part.stop - part.start), state)
+        chains.append(replace(chain, stream_BTD=stream_BTD[:, part]))
+    events = list_events(chains, row=1)
+    assert [(event.start, event.end, event.previous) for event in events] == [(0, 4, None), (4, 8, 0), (8, 10, 1)]
+    for event in events:
+        assert event.summary_D is not None
+        torch.testing.assert_close(event.summary_D, stream_BTD[1, event.start : event.end].mean(0))
+    assert all(event.summary_D is None for event in list_events([chains[0], replace(chains[1], stream_BTD=None)]))
