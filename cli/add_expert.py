@@ -21,7 +21,7 @@ __all__ = ["EXAMPLES", "add_expert"]
 EXAMPLES = (
     "cmrn add-expert medical --to runs/small --data medical.jsonl --out models/with-medical",
     "cmrn add-expert poetry --to runs/quickstart --data poems.txt --out models/poetry --init-from english --steps 100",
-    "cmrn add-expert law --to models/base --data law.jsonl --replay old.jsonl --out models/law --fraction 0.05 --json",
+    "cmrn add-expert law --to models/base --data law.jsonl --replay old.jsonl --out models/law --experts 3 --json",
 )
 
 
@@ -33,12 +33,21 @@ def add_expert(
     out: Annotated[Path, typer.Option("--out", metavar="CKPT2", help="Folder of the model with it.")],
     files: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="More files, as --data.")] = None,
     type_: Annotated[
-        str, typer.Option("--type", metavar="T", help="general, symbolic, pattern or generative.")
-    ] = "general",
+        str | None, typer.Option("--type", metavar="T", help="general (the default), symbolic, pattern or generative.")
+    ] = None,
     domain: Annotated[str | None, typer.Option("--domain", metavar="D", help="Its domain; by default NAME.")] = None,
     init_from: Annotated[
         str | None, typer.Option("--init-from", metavar="EXPERT", help="Begin with this expert's weights.")
     ] = None,
+    experts: Annotated[
+        int,
+        typer.Option(
+            "--experts",
+            min=1,
+            metavar="N",
+            help="How many own the domain together: NAME_1 ..., copies of those that read most of its text.",
+        ),
+    ] = 1,
     steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Steps to train.")] = None,
     fraction: Annotated[
         float | None,
@@ -61,6 +70,10 @@ def add_expert(
 
     if steps is not None and fraction is not None:
         raise UsageError("--steps and --fraction both say how long to train", hint="give one of them")
+    if experts > 1 and (type_ is not None or init_from is not None):
+        raise UsageError("several experts are copies of those that read most of the text, and of their types",
+                         where=f"--experts {experts}", hint="give it without --type and --init-from")  # fmt: skip
+    type_ = type_ or "general"
     if type_ not in get_args(ExpertType):
         raise UsageError(f"no expert type {type_!r}", where="--type", hint=", ".join(get_args(ExpertType)))
     try:
@@ -73,7 +86,7 @@ def add_expert(
 
     model, place = load_model(to)
     request = Request(
-        expert, domain or name, (*data, *(files or ())), tuple(replay or ()), init_from, steps, fraction,
+        expert, domain or name, (*data, *(files or ())), tuple(replay or ()), init_from, experts, steps, fraction,
         keep_threshold, 1 if settings.seed is None else settings.seed,
     )  # fmt: skip
     with watch(settings) as reporter:
@@ -91,6 +104,7 @@ def _document(addition: Addition) -> dict[str, object]:
     result = addition.result
     return {
         "event": "done",
+        "experts": list(result.experts),
         "checkpoint": None if addition.checkpoint is None else str(addition.checkpoint),
         "bits_per_byte": {
             "before": dict(addition.before.bits_per_byte),
@@ -114,7 +128,8 @@ def _show(settings: Settings, addition: Addition) -> None:
     result = addition.result
     notice(settings, "")
     console(settings).print(_table(addition))
-    write_line(f"\nunchanged   every other tensor, sha256 {result.sha256}")
+    write_line(f"\nexperts     {', '.join(result.experts)}")
+    write_line(f"unchanged   every other tensor, sha256 {result.sha256}")
     if addition.flops_ratio is not None:
         write_line(f"cost        {addition.flops_ratio:.1%} of the FLOPs of training on all domains anew")
     write_line(f"trained     {result.trained_tokens:,} tokens in {result.seconds:.0f} s")

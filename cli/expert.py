@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "build_app"]
 
 _NAME = typer.Argument(metavar="NAME", help="Name of an expert; `cmrn expert ls` lists them.")
+_NAMES = typer.Argument(metavar="NAME", help="Name of an expert, or of a domain: all experts that own it alone.")
 _OUT = typer.Option("--out", metavar="DIR", help="Where the changed model goes; by default it replaces the old one.")
 _YES = typer.Option("--yes", help="Replace what is there.")
 
@@ -130,16 +131,19 @@ def show(settings: Settings, name: Annotated[str, _NAME], model: ModelOption = N
 
 def remove(
     settings: Settings,
-    name: Annotated[str, _NAME],
+    name: Annotated[str, _NAMES],
     model: ModelOption = None,
     out: Annotated[Path | None, _OUT] = None,
     yes: Annotated[bool, _YES] = False,
 ) -> None:
-    """Remove an expert; one that was added leaves the model it was added to, bit for bit."""
+    """Remove an expert, or all of a domain; what was added leaves the model it was added to, bit for bit."""
     from cmrn.domain_expert import remove_expert
+    from cmrn.experts.growth import group_named
 
     network, place = load_model(model)
-    _write(settings, remove_expert(network, name), place, _vacant_target(place, out, yes=yes))
+    for each in group_named(network.config, name):
+        network = remove_expert(network, each)
+    _write(settings, network, place, _vacant_target(place, out, yes=yes))
 
 
 def rename(
@@ -154,12 +158,13 @@ def rename(
     from cmrn.domain_expert import rename_expert
 
     network, place = load_model(model)
-    _write(settings, rename_expert(network, name, new), place, _vacant_target(place, out, yes=yes))
+    renamed = rename_expert(network, name, new)
+    _write(settings, renamed, place, _vacant_target(place, out, yes=yes), same_routing=True)
 
 
 def export(
     settings: Settings,
-    name: Annotated[str, _NAME],
+    name: Annotated[str, _NAMES],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
     model: ModelOption = None,
     store: Annotated[
@@ -168,12 +173,15 @@ def export(
     ] = None,
     yes: Annotated[bool, _YES] = False,
 ) -> None:
-    """Write an expert as a folder of its own: weights, router rows, and what it fits."""
+    """Write an expert, or all of a domain, as a folder: weights, router rows, and what it fits."""
     from cmrn.domain_expert import write_expert
+    from cmrn.experts.growth import group_named
 
     if not yes:
         _check_vacant(folder)
     network, _ = load_model(model)
+    group = group_named(network.config, name)
+    name = group[0] if len(group) == 1 else name
     partition = None if store is None else _partition(store, name)
     if partition is None:
         write_expert(folder, network, name)
@@ -181,10 +189,10 @@ def export(
         write_expert(folder, network, name, partition.lines, partition.vectors)
     records = 0 if partition is None else partition.records
     if settings.json:
-        write_json({"expert": name, "folder": str(folder), "records": records})
+        write_json({"expert": name, "experts": list(group), "folder": str(folder), "records": records})
     else:
         write_line(str(folder))
-        notice(settings, f"{_parameters(network, name):,} parameters, {records:,} records of memory")
+        notice(settings, f"{_parameters(network, *group):,} parameters, {records:,} records of memory")
 
 
 def import_(
@@ -198,24 +206,24 @@ def import_(
     ] = None,
     yes: Annotated[bool, _YES] = False,
 ) -> None:
-    """Add an exported expert to a model of the backbone it was made for; any other is refused."""
+    """Add an exported expert, or a domain's, to a model of the backbone it was made for; any other is refused."""
     import shlex
 
     from cmrn.domain_expert import insert_expert, read_expert
 
     network, place = load_model(model)
     found = read_expert(folder, network.config)
-    grown, name = insert_expert(network, found), found.parts.config.name
+    grown = insert_expert(network, found)
     target = _vacant_target(place, out, yes=yes)
     records = None if store is None else _take_in(found, store)
     _write(settings, grown, place, target, records=records)
     if found.memory is not None and store is None:
-        notice(settings, f"its memory: cmrn memory populate {shlex.quote(str(found.memory))} --namespace {name}")
+        notice(settings, f"its memory: cmrn memory populate {shlex.quote(str(found.memory))} --namespace {found.name}")
 
 
 def ablate(
     settings: Settings,
-    name: Annotated[str, _NAME],
+    name: Annotated[str, _NAMES],
     files: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="More files, as --data.")] = None,
     model: ModelOption = None,
     data: Annotated[
@@ -223,26 +231,30 @@ def ablate(
         typer.Option("--data", metavar="FILE", help="A .jsonl or .txt file; by default the run's held-out text."),
     ] = None,
 ) -> None:
-    """Measure what an expert is worth: bits per byte of every domain with it and without it."""
+    """Measure what an expert, or all of a domain, is worth: bits per byte of every domain with it and without it."""
     from cmrn.domain_expert import silenced
+    from cmrn.experts.growth import group_named
     from cmrn_cli.evaluate import measure_text, text_to_read
 
     network, place = load_model(model)
+    group = group_named(network.config, name)
     documents, training = text_to_read([*(data or ()), *(files or ())], place)
-    with silenced(network, name):
+    with silenced(network, *group):
         without = measure_text(network, documents, training).bits_per_byte
     whole = measure_text(network, documents, training).bits_per_byte
     if settings.json:
-        write_json({"expert": name, "bits_per_byte": {"with": dict(whole), "without": dict(without)}})
+        write_json(
+            {"expert": name, "experts": list(group), "bits_per_byte": {"with": dict(whole), "without": dict(without)}}
+        )
         return
     cells = [(domain, f"{bits:.4f}", f"{without[domain]:.4f}", f"{without[domain] / bits - 1:+.2%}")
              for domain, bits in whole.items()]  # fmt: skip
     console(settings).print(_table(("domain", "with", "without", "change"), cells))
 
 
-def _parameters(network: CMRN, name: str) -> int:
-    part = f".experts.experts.{name}."
-    return sum(each.numel() for key, each in network.named_parameters() if part in key)
+def _parameters(network: CMRN, *names: str) -> int:
+    parts = tuple(f".experts.experts.{name}." for name in names)
+    return sum(each.numel() for key, each in network.named_parameters() if any(part in key for part in parts))
 
 
 def _partition(store: Path, name: str) -> Partition:
@@ -261,7 +273,7 @@ def _take_in(found: ExpertFolder, store: Path) -> int:
 
     if found.memory is None or found.vectors is None:
         raise UsageError("this expert brings no memory with it", where="--store", hint="import it without --store")
-    fingerprint, records = read_partition(found.memory, found.vectors, found.parts.config.name)
+    fingerprint, records = read_partition(found.memory, found.vectors, found.name)
     add_partition(store, fingerprint, records)
     return len(records)
 
@@ -273,6 +285,7 @@ def _vacant_target(place: str, out: Path | None, *, yes: bool) -> Path:
         UsageError: over what is there without being asked to, or into a run, which could not go on from it.
     """
     from cmrn.errors import UsageError
+    from cmrn.files import check_writable
     from cmrn.training.checkpoint import holds_training
 
     target = out or Path(place)
@@ -283,15 +296,29 @@ def _vacant_target(place: str, out: Path | None, *, yes: bool) -> Path:
     if target.is_dir() and holds_training(target):
         raise UsageError("is a run's checkpoint, and could not be trained on with other experts", where=str(target),
                          hint="--out DIR")  # fmt: skip
+    check_writable(target)
     return target
 
 
-def _write(settings: Settings, network: CMRN, place: str, target: Path, *, records: int | None = None) -> None:
-    """Save a changed model, and say so. records: how many a memory took in, where one did."""
+def _write(
+    settings: Settings,
+    network: CMRN,
+    place: str,
+    target: Path,
+    *,
+    records: int | None = None,
+    same_routing: bool = False,
+) -> None:
+    """Save a changed model, and say so. records: how many a memory took in, where one did.
+
+    same_routing: whether what is usual for text, measured for the model in `place`, still holds.
+    """
     from cmrn.pretrained import resolve_folder
     from cmrn.training.addition import origin_of, save_with_origin
+    from cmrn.unseen import read_unseen
 
-    save_with_origin(target, network, origin_of(*resolve_folder(place)))
+    usual = read_unseen(place)
+    save_with_origin(target, network, origin_of(*resolve_folder(place)), usual if same_routing else None)
     names = [expert.name for expert in network.config.named_experts]
     if settings.json:
         write_json({"checkpoint": str(target), "experts": names} | ({} if records is None else {"records": records}))
@@ -300,6 +327,9 @@ def _write(settings: Settings, network: CMRN, place: str, target: Path, *, recor
         notice(settings, f"experts: {', '.join(names)}")
         if records is not None:
             notice(settings, f"records of memory: {records:,}")
+    if usual is not None and not same_routing:
+        notice(settings, "what is usual was measured with other experts and is left behind: trace and eval show how "
+                         "much no expert owns, not whether it is more than usual")  # fmt: skip
 
 
 def _check_vacant(folder: Path) -> None:

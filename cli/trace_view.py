@@ -151,17 +151,18 @@ def _totals(trace: Trace, styles: Mapping[str, str], unicode: bool) -> Table:
 
 def _events(trace: Trace, text: str, styles: Mapping[str, str], *, verbose: bool) -> Table:
     """Where each event lies, the surprise that opened it, who leads most of it, and how it begins."""
-    table = plain_table("event", "tokens", "surprise", "led by", "begins", right=(0, 2))
+    table = plain_table("event", "after", "tokens", "surprise", "led by", "begins", right=(0, 1, 3))
     shown = trace.events if verbose else trace.events[:EVENTS_SHOWN]
     for number, event in enumerate(shown, 1):
         tokens = trace.tokens[event.start : event.end]
         leaders = [token.experts[0].name for token in tokens]
         leader = max(dict.fromkeys(leaders), key=leaders.count)
         begins = visible(text[tokens[0].start : tokens[-1].end][:HEAD], one_line=True)
-        _add(table, styles[leader], str(number), f"{event.start}–{event.end - 1}", f"{event.surprise:.2f}",
+        after = "" if event.previous is None else str(event.previous + 1)
+        _add(table, styles[leader], str(number), after, f"{event.start}–{event.end - 1}", f"{event.surprise:.2f}",
              sanitize(leader, one_line=True), begins)  # fmt: skip
     if len(shown) < len(trace.events):
-        _add(table, "", "", f"{len(trace.events) - len(shown)} more; -v shows all")
+        _add(table, "", "", "", f"{len(trace.events) - len(shown)} more; -v shows all")
     return table
 
 

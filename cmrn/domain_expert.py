@@ -4,14 +4,15 @@
 
 `expert.json` holds the expert's configuration and the fingerprint of the backbone it fits, `expert.safetensors` its
 weights and its row of every block's router; `memory.jsonl` and `memory.safetensors` the records of its partition of a
-memory and their vectors, where it has one.
+memory and their vectors, where it has one. Experts that own a domain together may lie in one folder, each in a folder
+of its name within it, and `experts.json` names them in their order.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from cmrn.experts.growth import (
     backbone_fingerprint,
     drawn_parts,
     expert_named,
+    group_named,
     parts_of,
     renamed_expert,
     with_expert,
@@ -51,20 +53,21 @@ __all__ = [
     "write_expert",
 ]
 
-DESCRIPTION, TENSORS = "expert.json", "expert.safetensors"
+DESCRIPTION, TENSORS, GROUP = "expert.json", "expert.safetensors", "experts.json"
 MEMORY, MEMORY_VECTORS = "memory.jsonl", "memory.safetensors"
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class ExpertFolder:
-    """What an exported expert's folder holds.
+    """What an exported folder holds. name: of the expert, or of the domain that several own together.
 
-    memory, vectors: its records as JSON Lines and their vectors; None where it has none.
+    memory, vectors: records as JSON Lines and their vectors; None where it has none.
     """
 
     folder: Path
-    parts: ExpertParts
+    name: str
+    parts: tuple[ExpertParts, ...]
     backbone: str
     memory: Path | None
     vectors: Path | None = None
@@ -97,7 +100,7 @@ def add_expert(model: CMRN, expert: ExpertConfig, init_from: str | None = None, 
 
 
 def insert_expert(model: CMRN, found: ExpertFolder) -> CMRN:
-    """A model like this one with an exported expert added, the last.
+    """A model like this one with the experts of a folder added, the last.
 
     Raises:
         CheckpointError: the expert was made for another backbone.
@@ -106,12 +109,15 @@ def insert_expert(model: CMRN, found: ExpertFolder) -> CMRN:
     own = backbone_fingerprint(model.config, model.state_dict())
     if found.backbone != own:
         raise CheckpointError(
-            f"the expert {found.parts.config.name!r} was made for another backbone: it fits {found.backbone[:16]}, "
+            f"the expert {found.name!r} was made for another backbone: it fits {found.backbone[:16]}, "
             f"this model is {own[:16]}",
-            where=str(found.folder / DESCRIPTION),
+            where=str(found.folder / (DESCRIPTION if len(found.parts) == 1 else GROUP)),
             hint="an expert works only in the model it was added to and in others grown from the same one",
         )
-    return _like(model, *with_expert(model.config, model.state_dict(), found.parts))
+    config, tensors = model.config, model.state_dict()
+    for parts in found.parts:
+        config, tensors = with_expert(config, tensors, parts)
+    return _like(model, config, tensors)
 
 
 def remove_expert(model: CMRN, name: str) -> CMRN:
@@ -168,7 +174,9 @@ def write_expert(
     memory: bytes | None = None,
     vectors: bytes | None = None,
 ) -> None:
-    """Write one expert as a folder, whole or not at all. memory, vectors: see `cmrn.memory.partition`.
+    """Write an expert, or all that `group_named` finds, as a folder, whole or not at all.
+
+    memory, vectors: see `cmrn.memory.partition`.
 
     Raises:
         UsageError: there is none of that name, or the router is not learned.
@@ -176,34 +184,70 @@ def write_expert(
         CheckpointError: the folder cannot be written, or holds something else.
     """
     tensors = model.state_dict()
-    parts = parts_of(model.config, tensors, name)
-    document = {
-        "format_version": FORMAT_VERSION,
-        "expert": parts.config.model_dump(mode="json"),
-        "backbone": backbone_fingerprint(model.config, tensors),
-    }
-    table = {f"weights.{key}": value for key, value in parts.weights.items()}
-    table |= {f"ngrams.{key}": value for key, value in parts.ngrams.items()}
-    table |= {"rows_LR": parts.rows_LR, "bias_L": parts.bias_L}
+    backbone = backbone_fingerprint(model.config, tensors)
+    group = [parts_of(model.config, tensors, each) for each in group_named(model.config, name)]
     with write_folder(Path(folder)) as temporary:
-        (temporary / DESCRIPTION).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        write_tensors(temporary / TENSORS, table)
+        if len(group) == 1:
+            _write_parts(temporary, group[0], backbone)
+        else:
+            names = [parts.config.name for parts in group]
+            _write_json(temporary / GROUP, {"format_version": FORMAT_VERSION, "name": name, "experts": names})
+            for parts in group:
+                (temporary / parts.config.name).mkdir()
+                _write_parts(temporary / parts.config.name, parts, backbone)
         for file, content in ((MEMORY, memory), (MEMORY_VECTORS, vectors)):
             if content is not None:
                 (temporary / file).write_bytes(content)
 
 
+def _write_parts(folder: Path, parts: ExpertParts, backbone: str) -> None:
+    expert = parts.config.model_dump(mode="json")
+    _write_json(folder / DESCRIPTION, {"format_version": FORMAT_VERSION, "expert": expert, "backbone": backbone})
+    write_tensors(folder / TENSORS, _table(parts))
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
 def read_expert(folder: str | os.PathLike[str], config: CMRNConfig) -> ExpertFolder:
-    """The expert in a folder, for a model of this configuration, with every hash checked first.
+    """The expert in a folder, or the group, for a model of this configuration, with every hash checked first.
 
     Raises:
         CheckpointError: no such folder, a file missing, changed or not an expert's, or tensors of another shape.
     """
     place = Path(folder)
     files = verify_folder(place).files
+    memory, vectors = (place / file if file in files else None for file in (MEMORY, MEMORY_VECTORS))
+    if GROUP not in files:
+        parts, backbone = _read_parts(place, "", files, config)
+        return ExpertFolder(place, parts.config.name, (parts,), backbone, memory, vectors)
+    name, members = _listed(place / GROUP)
+    read = [_read_parts(place, f"{member}/", files, config) for member in members]
+    backbones = {backbone for _, backbone in read}
+    if len(backbones) != 1:
+        raise CheckpointError("names experts of several backbones", where=str(place / GROUP))
+    return ExpertFolder(place, name, tuple(parts for parts, _ in read), backbones.pop(), memory, vectors)
+
+
+def _listed(path: Path) -> tuple[str, list[str]]:
+    """(the domain, the names of its experts) of a group."""
+    document = read_json(path)
+    try:
+        if document["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(f"is of another version; this one reads {FORMAT_VERSION}", where=str(path))
+        members = [ExpertConfig(name=name, domains=(document["name"],)) for name in document["experts"]]
+        return members[0].domains[0], [member.name for member in members]
+    except (KeyError, IndexError, TypeError, ValidationError) as error:
+        raise CheckpointError("is not a list of experts", where=str(path)) from error
+
+
+def _read_parts(folder: Path, below: str, files: Mapping[str, object], config: CMRNConfig) -> tuple[ExpertParts, str]:
+    """One expert, and what it fits, of the verified files whose names begin with `below`."""
     for name in (DESCRIPTION, TENSORS):
-        if name not in files:
-            raise CheckpointError(f"is not an exported expert: {MANIFEST} names no {name}", where=str(place))
+        if below + name not in files:
+            raise CheckpointError(f"is not an exported expert: {MANIFEST} names no {below}{name}", where=str(folder))
+    place = folder / below
     expert, backbone = _described(place / DESCRIPTION)
     tensors = read_tensors(place / TENSORS)
     expected = _shapes(config, expert)
@@ -214,11 +258,8 @@ def read_expert(folder: str | os.PathLike[str], config: CMRNConfig) -> ExpertFol
                 f"does not fit this model: {key} is {shape or 'missing'}, not {expected.get(key, 'there at all')}",
                 where=str(place / TENSORS),
             )
-    parts = ExpertParts(
-        expert, _below(tensors, "weights."), _below(tensors, "ngrams."), tensors["rows_LR"], tensors["bias_L"]
-    )
-    memory, vectors = (place / file if file in files else None for file in (MEMORY, MEMORY_VECTORS))
-    return ExpertFolder(place, parts, backbone, memory, vectors)
+    weights, ngrams = _below(tensors, "weights."), _below(tensors, "ngrams.")
+    return ExpertParts(expert, weights, ngrams, tensors["rows_LR"], tensors["bias_L"]), backbone
 
 
 def _described(path: Path) -> tuple[ExpertConfig, str]:
@@ -237,11 +278,15 @@ def _described(path: Path) -> tuple[ExpertConfig, str]:
 def _shapes(config: CMRNConfig, expert: ExpertConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of an expert of this model."""
     with torch.device("meta"):
-        parts = drawn_parts(config, expert, 0)
+        table = _table(drawn_parts(config, expert, 0))
+    return {key: tuple(value.shape) for key, value in table.items()}
+
+
+def _table(parts: ExpertParts) -> dict[str, Tensor]:
+    """Every tensor of an expert, by its name in the file."""
     table = {f"weights.{key}": value for key, value in parts.weights.items()}
     table |= {f"ngrams.{key}": value for key, value in parts.ngrams.items()}
-    table |= {"rows_LR": parts.rows_LR, "bias_L": parts.bias_L}
-    return {key: tuple(value.shape) for key, value in table.items()}
+    return table | {"rows_LR": parts.rows_LR, "bias_L": parts.bias_L}
 
 
 def _like(model: CMRN, config: CMRNConfig, tensors: dict[str, Tensor]) -> CMRN:

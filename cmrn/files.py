@@ -30,6 +30,7 @@ __all__ = [
     "MANIFEST",
     "FileEntry",
     "Manifest",
+    "check_writable",
     "read_json",
     "remove_strays",
     "storage_errors",
@@ -66,7 +67,7 @@ class Manifest:
 def write_file(path: Path, *parts: bytes | memoryview, private: bool = False) -> None:
     """Replace the file at `path` with `parts` joined: then it is durable, and at any moment before it is the old one.
 
-    private: whether only its owner may read it, from its first byte on.
+    private: whether only its owner may read it, from its first byte on. A device or a pipe is written to, not replaced.
 
     Raises:
         ResourceError: the disk is full; the old file is whole.
@@ -74,6 +75,9 @@ def write_file(path: Path, *parts: bytes | memoryview, private: bool = False) ->
     """
     temporary = _temporary(path, "tmp")
     with storage_errors(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(b"".join(parts))
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_strays_of(path, "tmp")
         try:
@@ -115,6 +119,19 @@ def write_folder(folder: Path) -> Iterator[Path]:
             _put_in_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Say now what `write_folder` would say later, so that nothing is computed in vain.
+
+    Raises:
+        CheckpointError: the folder could not be made where it is to be.
+    """
+    with storage_errors(folder):
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        told = "may not be written to" if above.is_dir() else "is no folder"
+        raise CheckpointError(f"cannot be written: {above} {told}", where=str(folder), hint="choose another folder")
 
 
 def verify_folder(folder: Path, links_within: Path | None = None) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -128,7 +129,8 @@ def check_tree(tree: Tree) -> list[Problem]:
     """What no single section can see. Looks only at values of the right type: the others are reported elsewhere."""
     value = tree.value
     experts = [item for item in _list(value.get("experts")) if isinstance(item, dict)]
-    problems = [*_check_model(value, experts), *_check_names(value, experts), *_check_sources(value, experts)]
+    checks = (_check_model(value, experts), _check_names(value, experts), _check_sources(value, experts))
+    problems = [*itertools.chain(*checks), *_check_reach(value)]
     return [Problem(str(tree.place(path)), dotted(path), message, hint) for path, message, hint in problems]
 
 
@@ -145,6 +147,21 @@ def _check_model(value: Any, experts: list[Any]) -> Iterator[tuple[KeyPath, str,
     given = model.get("vocab_size", size)
     if isinstance(given, int) and isinstance(size, int) and given < size and not tokenizer.get("path"):
         yield ("model", "vocab_size"), f"{given} is less than the tokenizer's {size}", "leave it out: it follows it"
+
+
+def _check_reach(value: Any) -> Iterator[tuple[KeyPath, str, str | None]]:
+    """Whether there is what training is to read of long-term memory."""
+    model, training = _dict(value.get("model")), _dict(value.get("training"))
+    reach = training.get("memory_reach")
+    if not isinstance(reach, int) or isinstance(reach, bool) or reach <= 0:
+        return
+    path = ("training", "memory_reach")
+    if model.get("episodic_memory", CMRNConfig.model_fields["episodic_memory"].default) == 0:
+        yield path, "the model has no long-term memory to read", "set model.episodic_memory, or memory_reach: 0"
+    length = training.get("sequence_length", TrainingConfig.model_fields["sequence_length"].default)
+    if not training.get("carry_states") and isinstance(length, int) and reach > length:
+        told = f"{reach} is more than a row's {length} tokens, and rows do not read on"
+        yield path, told, "set training.carry_states: true"
 
 
 def _check_names(value: Any, experts: list[Any]) -> Iterator[tuple[KeyPath, str, str | None]]:

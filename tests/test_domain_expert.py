@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from cmrn.domain_expert import (
     write_expert,
 )
 from cmrn.errors import CheckpointError, UsageError
-from cmrn.experts.growth import backbone_fingerprint, hash_tensors
+from cmrn.experts.growth import backbone_fingerprint, group_named, hash_tensors
+from cmrn.files import write_folder
 from cmrn.model import CMRN
 from tests.training.small_run import model_config
 
@@ -76,6 +78,19 @@ def test_a_silenced_expert_leaves_no_trace_in_any_logit(kind: ExpertType, k: int
     assert rest is not None
     torch.testing.assert_close(rest.logits[:, -1], expected.logits[:, -1], rtol=1e-4, atol=1e-5)
     assert not torch.equal(after(IDS).logits, expected.logits)
+
+
+def test_a_domain_s_name_stands_for_its_experts_where_no_expert_has_it() -> None:
+    model = small()
+    assert group_named(model.config, "zoo") == ("zoo",)
+    assert group_named(model.config, "animals") == ("zoo",)
+    several = grown(grown(model, "law_1", domains=("law",)), "law_2", domains=("law",))
+    assert group_named(several.config, "law") == ("law_1", "law_2")
+    assert group_named(grown(several, "law").config, "law") == ("law",)
+    # An expert that owns more than the domain is not taken away with it.
+    both = grown(model, "both", domains=("law", "care"))
+    with pytest.raises(UsageError, match="no expert 'law'"):
+        group_named(both.config, "law")
 
 
 def test_the_weights_are_drawn_by_the_seed_or_copied() -> None:
@@ -169,6 +184,49 @@ class TestFolder:
         path.unlink()
         with pytest.raises(CheckpointError):
             read_expert(tmp_path / "new", after.config)
+
+    def test_the_experts_of_a_domain_are_shipped_together(self, tmp_path: Path) -> None:
+        base = small(experts=PLAIN)
+        # Ten, so that an order by name would not be theirs.
+        names = [f"law_{place}" for place in range(1, 11)]
+        after = base
+        for place, name in enumerate(names):
+            after = grown(after, name, seed=place, domains=("law",))
+        write_expert(tmp_path / "law", after, "law")
+        found = read_expert(tmp_path / "law", base.config)
+        assert found.name == "law"
+        assert [parts.config.name for parts in found.parts] == names
+        assert same(insert_expert(base, found), after)
+        write_expert(tmp_path / "one", after, "law_3")
+        assert read_expert(tmp_path / "one", base.config).name == "law_3"
+        other = small(experts=PLAIN, router_span=4)
+        with pytest.raises(CheckpointError):
+            insert_expert(other, read_expert(tmp_path / "law", other.config))
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            [],
+            {},
+            {"format_version": 2, "name": "law", "experts": ["a", "b"]},
+            {"format_version": 1, "name": "law; rm", "experts": ["a", "b"]},
+            {"format_version": 1, "name": "law", "experts": []},
+            {"format_version": 1, "name": "law", "experts": ["a", "../b"]},
+            {"format_version": 1, "name": "law", "experts": ["a", "gone"]},
+            {"format_version": 1, "name": "law", "experts": 7},
+        ],
+    )
+    def test_a_group_that_lists_what_is_not_there_is_refused(self, document: object, tmp_path: Path) -> None:
+        after = small(experts=PLAIN)
+        for name in ("a", "b"):
+            after = grown(after, name, domains=("law",))
+        write_expert(tmp_path / "law", after, "law")
+        with write_folder(tmp_path / "hostile") as temporary:
+            shutil.copytree(tmp_path / "law", temporary, dirs_exist_ok=True)
+            (temporary / "manifest.json").unlink()
+            (temporary / "experts.json").write_text(json.dumps(document))
+        with pytest.raises(CheckpointError, match=r"hostile"):
+            read_expert(tmp_path / "hostile", after.config)
 
     def test_a_model_folder_is_no_expert(self, tmp_path: Path) -> None:
         model = small()

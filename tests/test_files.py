@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cmrn import files
 from cmrn.errors import CheckpointError, LockedError, ResourceError
-from cmrn.files import MANIFEST, remove_strays, verify_folder, write_file, write_folder, writer_lock
+from cmrn.files import MANIFEST, check_writable, remove_strays, verify_folder, write_file, write_folder, writer_lock
 
 CONTENT = {"a.txt": b"first", "deep/er/b.bin": bytes(range(256)) * 20, "empty": b""}
 
@@ -53,6 +53,28 @@ def test_a_file_is_replaced_whole(first: bytes, second: bytes, tmp_path_factory:
         write_file(path, data)
         assert path.read_bytes() == data
     assert [each.name for each in path.parent.iterdir()] == ["name"]
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    # Without a reader, opening a pipe to write waits.
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_file(tmp_path / "pipe", b"one", b"two")
+        assert os.read(reader, 100) == b"onetwo"
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_what_cannot_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    for impossible in (tmp_path / "file" / "model", tmp_path / "file" / "a" / "b", tmp_path / "a" / ("x" * 300) / "b"):
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            check_writable(impossible)
 
 
 def test_a_folder_holds_what_was_written_and_its_manifest(tmp_path: Path) -> None:

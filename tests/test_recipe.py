@@ -124,6 +124,21 @@ def test_single_mistakes(tmp_path: Path, text: str, key: str, words: str) -> Non
     assert words in problem.message
 
 
+def test_long_term_memory_that_is_not_there_is_named_with_its_line(tmp_path: Path) -> None:
+    text = "data: {sources: [{path: a.txt}]}\ntraining:\n  sequence_length: 64\n  memory_reach: 65\n"
+    memory, rows = "model.episodic_memory=512", "training.carry_states=true"
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, text))
+    told = [(problem.where, problem.key) for problem in caught.value.problems]
+    assert told == [(f"{tmp_path / 'recipe.yaml'}:4:3", "training.memory_reach")] * 2
+    (problem,) = problems_of(tmp_path, text, rows).values()
+    assert "no long-term memory" in problem.message
+    (problem,) = problems_of(tmp_path, text, memory).values()
+    assert "65 is more than a row's 64 tokens" in problem.message
+    for enough in ([memory, rows], [memory, "training.memory_reach=64"], ["training.memory_reach=0"]):
+        load_recipe(tmp_path / "recipe.yaml", enough)
+
+
 def test_domains_are_checked_only_where_every_source_says_its_own(tmp_path: Path) -> None:
     open_source = GOOD.replace("notes.txt, domain: notes,", "notes.jsonl,").replace("domains: [math]", "domains: [law]")
     assert load_recipe(write(tmp_path, open_source)).model.domains == ("law",)

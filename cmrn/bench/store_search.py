@@ -108,7 +108,7 @@ def search(options: StoreOptions, progress: Progress) -> Findings:
             ],
         }
         case = _Case(vectors_ND, queries_QD, truth_QK, Path(name), threads)
-        here = [peer for peer in PEERS if installed(peer)]
+        here: list[type[Peer] | None] = [peer for peer in PEERS if installed(peer)]
         found.notes += [
             f"{peer.name} is not installed (pip install {peer.package})" for peer in PEERS if peer not in here
         ]

@@ -148,7 +148,7 @@ def _properties(rng: random.Random, depth: int) -> Problem:
             lines.append(f"{_cap(left.many)} that are {first} are {right.many}.")
         else:
             lines.append(rng.choice(_POSITIVE)(left, right))
-    lines.append(f"All {nouns[-1].many} are {'' if positive else 'not '}{last}.")
+    lines.append(f"{'All' if positive else 'No'} {nouns[-1].many} are {last}.")
     asked = rng.random() < 0.5
     question = f"Is {name} {'' if asked else 'not '}{last}?"
     return _finish(rng, lines, question, "true" if asked == positive else "false", "properties", depth + 1)

@@ -25,6 +25,7 @@ __all__ = [
     "backbone_fingerprint",
     "drawn_parts",
     "expert_named",
+    "group_named",
     "hash_tensors",
     "parts_of",
     "renamed_expert",
@@ -65,6 +66,20 @@ def expert_named(config: CMRNConfig, name: str) -> tuple[int, ExpertConfig]:
     raise UsageError(
         f"the model has no expert {name!r}", hint=f"it has {', '.join(each.name for each in config.named_experts)}"
     )
+
+
+def group_named(config: CMRNConfig, name: str) -> tuple[str, ...]:
+    """The expert of that name; where there is none, all that own the domain of that name and no other.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    experts = config.named_experts
+    owners = tuple(expert.name for expert in experts if expert.domains == (name,))
+    if owners and all(expert.name != name for expert in experts):
+        return owners
+    expert_named(config, name)
+    return (name,)
 
 
 def drawn_parts(config: CMRNConfig, expert: ExpertConfig, seed: int) -> ExpertParts:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmrn.errors import DataError
 from cmrn.inference.generate import tokenizer_of
+from cmrn.inference.trace_memory import EntryShare, entry_shares, shown_reads
 from cmrn.model import CMRN
 from cmrn.records import CMRNOutput, CMRNState, Event, EventChain, map_tensors
 from cmrn.temporal.events import list_events
@@ -45,7 +46,7 @@ class TokenTrace:
     text: the characters start to end of the traced text; a character split over tokens is given to each of them.
     experts: share of every routed expert, mean over blocks, largest first; sums to 1.
     blocks: the same for each block.
-    memory: ids of the durable memory's records that the token read.
+    memory: the long-term entries that the token read most, largest share first; none where the memory holds nothing.
     surprise: β‖v − α Sᵀk‖, mean over heads, of the last block.
     unowned: share of the router's belief that no domain's experts hold, in [0, 1]; None where none owns a domain.
     """
@@ -55,7 +56,7 @@ class TokenTrace:
     end: int
     experts: tuple[ExpertWeight, ...]
     blocks: tuple[tuple[ExpertWeight, ...], ...]
-    memory: tuple[str, ...]
+    memory: tuple[EntryShare, ...]
     surprise: float
     unowned: float | None
 
@@ -86,13 +87,15 @@ class Trace:
                     "end": token.end,
                     "experts": _weights_json(token.experts),
                     "blocks": [_weights_json(block) for block in token.blocks],
-                    "memory": list(token.memory),
+                    "memory": [entry.to_json() for entry in token.memory],
                     "surprise": token.surprise,
                     "unowned": token.unowned,
                 }
                 for token in self.tokens
             ],
-            "events": [{"start": e.start, "end": e.end, "surprise": e.surprise} for e in self.events],
+            "events": [
+                {"start": e.start, "end": e.end, "surprise": e.surprise, "previous": e.previous} for e in self.events
+            ],
             "unseen": None if self.unseen is None else self.unseen.to_json(),
         }
 
@@ -102,7 +105,7 @@ class Reading:
     """What the forward passes over one text's chunks recorded, chunks joined.
 
     mean_TE: shares, mean over blocks. blocks_LTE: shares in each of L blocks. surprise_T: of the last block.
-    unowned_T: see `TokenTrace`, or None. chains: one a chunk.
+    unowned_T: see `TokenTrace`, or None. chains: one a chunk. memory: of each token, or nothing.
     """
 
     mean_TE: Tensor
@@ -110,12 +113,13 @@ class Reading:
     surprise_T: Tensor
     unowned_T: Tensor | None
     chains: tuple[EventChain, ...]
+    memory: tuple[tuple[EntryShare, ...], ...] = ()
 
 
 def trace_text(model: CMRN, text: str, unseen: Unseen | None = None) -> Trace:
     """How `model`, without dropout or routing noise, reads `text` from a fresh state.
 
-    A long text is read in chunks with carried state, so memory grows with its tokens and not with their logits.
+    What the model's long-term memory holds is read, and nothing is added to it. A long text is read in chunks with carried state, so memory grows with its tokens and not with their logits.
     unseen: what is usual for the model (`read_unseen` of its folder); without it a score has no threshold.
 
     Raises:
@@ -129,7 +133,8 @@ def trace_text(model: CMRN, text: str, unseen: Unseen | None = None) -> Trace:
     was_training = model.training
     model.eval()
     try:
-        reading = read(model, ids)
+        with shown_reads(model):
+            reading = read(model, ids)
     finally:
         model.train(was_training)
 
@@ -148,7 +153,7 @@ def trace_text(model: CMRN, text: str, unseen: Unseen | None = None) -> Trace:
             end=end,
             experts=_ranked(names, mean[t]),
             blocks=tuple(_ranked(names, block[t]) for block in blocks),
-            memory=(),
+            memory=reading.memory[t] if reading.memory else (),
             surprise=surprise[t],
             unowned=unowned[t],
         )
@@ -164,6 +169,7 @@ def read(model: CMRN, ids: Sequence[int]) -> Reading:
     blocks: list[Tensor] = []
     unowned: list[Tensor] = []
     chains: list[EventChain] = []
+    memory: list[tuple[EntryShare, ...]] = []
     states: CMRNState | None = None
     for start in range(0, len(ids), CHUNK):
         chunk_BT = torch.tensor([ids[start : start + CHUNK]], device=next(model.parameters()).device)
@@ -174,10 +180,12 @@ def read(model: CMRN, ids: Sequence[int]) -> Reading:
         unowned_BT = unowned_share(model.config, output.routing)
         if unowned_BT is not None:
             unowned.append(unowned_BT[0].cpu())
+        if output.memory_hits and model.episodic is not None:
+            memory.extend(entry_shares(output.memory_hits, model.episodic.namespaces))
         chains.append(map_tensors(output.event_chain, Tensor.cpu))
     surprise_T = torch.cat([chain.surprise_BT[0] for chain in chains])
     unowned_T = torch.cat(unowned) if unowned else None
-    return Reading(torch.cat(means), torch.cat(blocks, 1), surprise_T, unowned_T, tuple(chains))
+    return Reading(torch.cat(means), torch.cat(blocks, 1), surprise_T, unowned_T, tuple(chains), tuple(memory))
 
 
 def _score(unowned_T: Tensor | None, unseen: Unseen | None) -> UnseenScore | None:

@@ -1,16 +1,18 @@
 """From trees to formulas: quantifiers, what pronouns refer to, and the world of discourse.
 
-Subjects take scope over what follows them. In `if` clauses an indefinite (`something`, `a cat`, bare plurals) is any
+Subjects take scope over what follows them, and `some` over the denial before it. `any` is at least one where something
+is denied, asked or limited by it, and every one elsewhere. In `if` clauses an indefinite (`something`, `a cat`, bare plurals) is any
 individual, and a pronoun in the other clause is that one. `A bird is …` and `birds are …` speak of every bird.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from cmrn.reasoning.formulas import free_variables
-from cmrn.reasoning.lexicon import plural
+from cmrn.reasoning.lexicon import IRREGULAR_VERBS, plural
 from cmrn.reasoning.syntax import (
     Clause,
     Conditional,
@@ -97,14 +99,19 @@ def deny(formula: Formula) -> Formula:
 
 @dataclass
 class Meaning:
-    """Reads one sentence's tree. earlier: referents of the sentence before; assumptions: what reading it took."""
+    """Reads one sentence's tree. earlier: referents of the sentence before; assumptions: what reading it took.
+
+    asks: whether the sentence is a question.
+    """
 
     vocabulary: Vocabulary
     earlier: tuple[Referent, ...] = ()
     assumptions: list[str] = field(default_factory=list)
     spoken: list[Referent] = field(default_factory=list)
+    asks: bool = False
     _used: int = 0
     _open: list[tuple[Variable, list[Formula]]] | None = None
+    _one: bool = False
 
     def formula(self, tree: Clause) -> Formula:
         """The formula of a sentence.
@@ -112,7 +119,17 @@ class Meaning:
         Raises:
             RejectedError: a pronoun has no or several referents, or a phrase has no meaning here.
         """
-        return self._clause(tree)
+        with self._any_is_one(self.asks):
+            return self._clause(tree)
+
+    @contextmanager
+    def _any_is_one(self, one: bool = True) -> Iterator[None]:
+        """Within it, `any` is at least one; it stays so where it already was."""
+        outer, self._one = self._one, self._one or one
+        try:
+            yield
+        finally:
+            self._one = outer
 
     def _clause(self, tree: Clause) -> Formula:
         if isinstance(tree, Simple):
@@ -131,7 +148,8 @@ class Meaning:
         """A clause whose indefinites stay inside it."""
         outer, self._open = self._open, None
         try:
-            return self._clause(tree)
+            with self._any_is_one():
+                return self._clause(tree)
         finally:
             self._open = outer
 
@@ -185,7 +203,8 @@ class Meaning:
         subject = tree.subject
         if tree.phrase is None:
             if subject.kind == "no":
-                return deny(self._quantify("some", subject, lambda term: None))
+                with self._any_is_one():
+                    return deny(self._quantify("some", subject, lambda term: None))
             return self._quantify("some", subject, lambda term: None)
         phrase = tree.phrase
         if subject.kind == "bare" and self._open is not None:
@@ -215,7 +234,7 @@ class Meaning:
         if kind in ("every", "bare"):
             return self._quantify("every", subject, say)
         if kind == "any":
-            return self._quantify("some" if self._open is not None else "every", subject, say)
+            return self._quantify("some" if self._open is not None or self._one else "every", subject, say)
         if kind in ("some", "a", "no", "not every", "only"):
             return self._quantify("some" if kind == "a" else kind, subject, say)
         raise RejectedError(subject.at, "a name, or a noun with all, every, some or no")
@@ -274,8 +293,10 @@ class Meaning:
         before = list(self.spoken)
         outer, self._open = self._open, None
         self._mention(referent)
-        limits = self._nominal(noun, variable)
-        said = say(variable)
+        with self._any_is_one(kind in ("every", "no", "not every")):
+            limits = self._nominal(noun, variable)
+        with self._any_is_one(kind in ("no", "not every", "only")):
+            said = say(variable)
         self._open = outer
         self.spoken = [one for one in self.spoken if one in before or isinstance(one.term, Constant)]
         return self._closed(kind, variable, limits, said, noun)
@@ -318,11 +339,7 @@ class Meaning:
                 raise RejectedError(0, "a kind of thing")
             return conjoin(parts)
         if isinstance(phrase, Negated):
-            outer, self._open = self._open, None
-            try:
-                return deny(self._phrase(phrase.part, term))
-            finally:
-                self._open = outer
+            return self._denied(phrase.part, term)
         if isinstance(phrase, Joined):
             made = tuple(self._phrase(part, term) for part in phrase.parts)
             if phrase.operator == "xor":
@@ -330,6 +347,17 @@ class Meaning:
                 return Xor(made)
             return And(made) if phrase.operator == "and" else Or(made)
         return self._relation(phrase, term, ())
+
+    def _denied(self, phrase: VerbPhrase, term: Term) -> Formula:
+        """`does not like a cat` likes none, `does not like some cat` leaves one out."""
+        outer, self._open = self._open, None
+        try:
+            with self._any_is_one():
+                if isinstance(phrase, Relation) and phrase.objects[0].kind == "some":
+                    return self._apply(phrase.objects[0], lambda thing: deny(self._relation(phrase, term, (thing,))))
+                return deny(self._phrase(phrase, term))
+        finally:
+            self._open = outer
 
     def _relation(self, phrase: Relation, subject: Term, filled: tuple[Term, ...]) -> Formula:
         if len(filled) == len(phrase.objects):
@@ -381,5 +409,6 @@ def _is_past(phrase: VerbPhrase) -> bool:
     if isinstance(phrase, Joined):
         return any(_is_past(part) for part in phrase.parts)
     if isinstance(phrase, Property | Relation):
-        return phrase.predicate.removeprefix("does ").partition(" ")[0].endswith("ed")
+        verb = phrase.predicate.removeprefix("does ").partition(" ")[0]
+        return verb.endswith("ed") or (verb in IRREGULAR_VERBS and not verb.endswith("s"))
     return False

@@ -10,7 +10,7 @@ from cmrn.reasoning.hints import nearest_form
 from cmrn.reasoning.implicit import implied_statements
 from cmrn.reasoning.meaning import Meaning, Referent, RejectedError
 from cmrn.reasoning.order import Order, find_order
-from cmrn.reasoning.questions import Asked, ask, preamble
+from cmrn.reasoning.questions import Asked, ask, lead_words, preamble
 from cmrn.reasoning.segment import Sentence, Token, segment, tokenize
 from cmrn.reasoning.sentences import Clauses
 from cmrn.reasoning.syntax import Clause
@@ -182,14 +182,14 @@ def _formulas(
 
 
 def _meanings(
-    passage: _Passage, trees: Sequence[Clause]
+    passage: _Passage, trees: Sequence[Clause], asks: bool = False
 ) -> tuple[tuple[Formula, tuple[str, ...]], ...] | RejectedError:
     """The distinct formulas of a sentence's trees; why there is none where all are rejected."""
     found: dict[Formula, tuple[str, ...]] = {}
     rejected: RejectedError | None = None
     spoken = passage.spoken
     for tree in trees:
-        meaning = Meaning(passage.vocabulary, passage.spoken)
+        meaning = Meaning(passage.vocabulary, passage.spoken, asks=asks)
         try:
             formula = meaning.formula(tree)
         except RejectedError as error:
@@ -210,10 +210,10 @@ def _question(passage: _Passage, sentence: Sentence, tokens: tuple[Token, ...], 
     if asked.kind == "meta":
         _meta(passage, sentence, tokens, asked, base)
         return
-    meanings = _meanings(passage, asked.trees)
+    meanings = _meanings(passage, asked.trees, lead_words(tokens) == 0)
     options = []
     for words, tree in asked.options:
-        one = _meanings(passage, (tree,))
+        one = _meanings(passage, (tree,), True)
         if isinstance(one, RejectedError) or not one:
             _lose(passage, sentence, tokens, 0, "one thing asked at a time")
             return

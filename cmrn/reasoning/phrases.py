@@ -206,6 +206,8 @@ class Phrases(ABC):
 
     def _quantified(self, kind: str, here: int, at: int, singular: bool | None) -> Parses[NounPhrase]:
         numbers = (False, True) if singular is None else (not singular,)
+        if kind == "only" and (self.tokens[here].text[:1].isupper() if here < len(self.tokens) else True):
+            numbers = (True,)
         found = []
         for many in numbers:
             found += [(NounPhrase(kind, noun, plural=many, at=at), end) for noun, end in self.nominal(here, many)]

@@ -11,6 +11,7 @@ from cmrn.reasoning.phrases import Parses
 from cmrn.reasoning.segment import Token
 from cmrn.reasoning.sentences import Clauses
 from cmrn.reasoning.syntax import Clause, Denied, Negated, NounPhrase, Relation, Simple, VerbPhrase
+from cmrn.reasoning.verbs import past
 from cmrn.reasoning.vocabulary import Vocabulary
 
 __all__ = ["ANY", "Asked", "ask", "lead_words", "preamble"]
@@ -144,7 +145,8 @@ class _Asker(Clauses):
             if word in ("is", "are", "was", "were"):
                 rest = self.after_be(here, word in ("are", "were"))
             elif word in ("does", "do", "did"):
-                rest = self.coordinated(here, lambda k: self.verb(k, third_person))
+                form = past if word == "did" else third_person
+                rest = self.coordinated(here, lambda k: self.verb(k, form))
             elif word in MODALS:
                 rest = self.after_modal(here, word)
             for phrase, end in rest:

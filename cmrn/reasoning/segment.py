@@ -77,13 +77,22 @@ def _sentence(text: str, start: int, end: int, ends: str) -> Sentence | None:
     numbered = _NUMBER.match(piece) if line else None
     if lettered and len(piece) > lettered.end() and (line or ")" in lettered[0]):
         option, start = lettered[1], start + lettered.end()
-    elif numbered and not re.match(r"\s*\d+\s+(?:is|are|was|has|does|can)\b", piece):
+    elif numbered and not re.match(r"\s*\d+\s+(?:is|are|was|has|does|can)\b", piece) and _numbers(numbered[0], text):
         start += numbered.end()
     while start < end and text[start].isspace():
         start += 1
     while end > start and text[end - 1].isspace():
         end -= 1
     return Sentence(text[start:end], start, end, ends, option) if end > start else None
+
+
+def _numbers(mark: str, text: str) -> bool:
+    """Whether a mark numbers its line: one with a point, or a number where another line has the one before or after."""
+    number = mark.strip()
+    if not number.isdecimal():
+        return True
+    lines = {f"{int(number) - 1} ", f"{int(number) + 1} "}
+    return any(text.startswith(line) or f"\n{line}" in text for line in lines)
 
 
 def tokenize(sentence: Sentence) -> tuple[Token, ...]:

@@ -8,7 +8,7 @@ simple   = there (is|are) np | np vp
 from __future__ import annotations
 
 from cmrn.reasoning.phrases import Parses
-from cmrn.reasoning.syntax import Clause, Conditional, Denied, Group, NounPhrase, Simple, VerbPhrase
+from cmrn.reasoning.syntax import Clause, Conditional, Denied, Group, Negated, NounPhrase, Simple, VerbPhrase
 from cmrn.reasoning.verbs import VerbPhrases
 
 __all__ = ["Clauses"]
@@ -16,6 +16,7 @@ __all__ = ["Clauses"]
 _OPENERS = ("also", "therefore", "thus", "hence", "so", "however", "furthermore", "moreover", "finally", "and", "but",
             "then")  # fmt: skip
 _IF = ("if", "when", "whenever")
+_ALL = ("all", "everyone", "everybody", "everything")
 
 
 class Clauses(VerbPhrases):
@@ -117,11 +118,23 @@ class Clauses(VerbPhrases):
                 here, positive = denial
                 return [(tree if positive else Denied(tree), end) for tree, end in self.joined(here)]
         found = []
+        wide: Parses[Clause] = []
         for subject, middle in self.noun_phrase(at):
-            found += [(Simple(subject, phrase), end) for phrase, end in self.verb_phrase(middle, _number(subject))]
+            phrases = self.verb_phrase(middle, _number(subject))
+            found += [(Simple(subject, phrase), end) for phrase, end in phrases]
+            if subject.kind == "every" and words[0] in _ALL:
+                wide += self._not_all(subject, phrases, middle)
             if self.word(middle) == "either" and subject.plural:
                 found += self._floating(subject, middle)
-        return found
+        return found + wide
+
+    def _not_all(self, subject: NounPhrase, phrases: Parses[VerbPhrase], at: int) -> Parses[Clause]:
+        """`all that glitters is not gold`: what is denied may also be that all do."""
+        return [
+            (Denied(Simple(subject, phrase.part)), end)
+            for phrase, end in phrases
+            if isinstance(phrase, Negated) and all(self.word(k) != "never" for k in range(at, end))
+        ]
 
     def _floating(self, subject: NounPhrase, at: int) -> Parses[Clause]:
         """`people either sing or dance`: the frame stands before the verbs."""

@@ -28,7 +28,7 @@ from cmrn.reasoning.phrases import Parses, Phrases
 from cmrn.reasoning.syntax import Joined, Kind, Negated, NounPhrase, Property, Relation, VerbPhrase
 from cmrn.reasoning.vocabulary import DUMMIES
 
-__all__ = ["VerbPhrases", "negate"]
+__all__ = ["VerbPhrases", "negate", "past"]
 
 T = TypeVar("T")
 _PAST = word_set("had did went ate saw knew took gave made won lost wrote found left ran came bought sold told met led "
@@ -144,7 +144,7 @@ class VerbPhrases(Phrases):
             if agrees and self.word(at + 1) == "not":
                 return [
                     (Negated(phrase), end)
-                    for phrase, end in self.verb(at + 2, _past if word == "did" else third_person)
+                    for phrase, end in self.verb(at + 2, past if word == "did" else third_person)
                 ]
             return []
         if word in MODALS:
@@ -314,7 +314,8 @@ class VerbPhrases(Phrases):
 
     def _tail(self, at: int, base: str, name: Callable[[str], str]) -> Parses[VerbPhrase]:
         binary = name(base)
-        return self._objects(at, binary, binary if binary.partition(" ")[0] in MODALS else f"does {base}")
+        alone = binary if binary.partition(" ")[0] in MODALS else f"does {binary if name is past else base}"
+        return self._objects(at, binary, alone)
 
     def _objects(self, at: int, binary: str, unary: str) -> Parses[VerbPhrase]:
         """The verb with an object, with a preposition and its object, with both, or alone."""
@@ -365,7 +366,7 @@ class VerbPhrases(Phrases):
         return [(clause(base), at + 1) for base in bases]
 
 
-def _past(base: str) -> str:
+def past(base: str) -> str:
     """The regular past of a verb, or its irregular one."""
     for form, of in IRREGULAR_VERBS.items():
         if of == base and form in _PAST:

@@ -154,7 +154,9 @@ def _from_sentence(
             if len(words) == 1 and before in (*BE, "not") and after in ("", ",", "and", "or", "then", "but"):
                 kinds.add("person" if DUMMIES[last] else "thing")
         elif token.lower in _SINGULAR:
-            if len(words) == 1 or after in _STOPS:
+            named = len(words) > 2 and words[-1].text[0].isupper() and words[-2].text[0].islower()
+            listed = last in COMMON_ADJECTIVES and after in ("and", "or", ",")
+            if (len(words) == 1 and not listed) or (after in _STOPS and not named):
                 nouns.add(last)
         elif token.lower in _COLLECTIVE and after in _STOPS and is_plural_form(last, seen):
             nouns.add(singulars(last, seen)[0])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from cmrn.config import DataConfig, ExpertConfig, SourceConfig, TrainingConfig
@@ -18,12 +19,13 @@ from cmrn.data.corpus import load_corpus
 from cmrn.data.documents import Corpus, Document
 from cmrn.data.evaluation import EvaluationSet
 from cmrn.errors import CheckpointError, CMRNError, GuaranteeError, UsageError
-from cmrn.files import read_json, verify_folder, write_folder
+from cmrn.files import check_writable, read_json, verify_folder, write_folder
 from cmrn.model import CMRN
 from cmrn.pretrained import resolve_folder, write_model_files
 from cmrn.recipe import load_recipe
 from cmrn.training.checkpoint import STATE
 from cmrn.training.continual import DomainResult
+from cmrn.training.device import autocast
 from cmrn.training.flops import TokenCost, token_cost
 from cmrn.training.metrics import Evaluation, evaluate
 from cmrn.training.progress import Notice, Reporter
@@ -38,6 +40,8 @@ ORIGIN = "origin.json"
 ORIGIN_FORMAT = 1
 USUAL_FRACTION = 0.15
 MARGIN_TRIALS = 6
+CHOSEN_ON = 8_192
+"""Tokens of the domain's text by which experts to copy are chosen."""
 FITS = 2 * (1 + OLD_TIMES)
 NO_ORIGIN = "how the base was trained is not known: the folder holds neither its training nor an origin.json"
 
@@ -53,17 +57,28 @@ class Origin:
 
 @dataclass(frozen=True)
 class Request:
-    """What to add. data, replay: files, or `builtin://` text. steps or fraction: see `add_domain`."""
+    """What to add. data, replay: files, or `builtin://` text. steps or fraction: see `add_domain`.
+
+    experts: how many own the domain together. Above 1 they are `<name>_1` and so on, each a copy of another expert, of
+    those that read most of the domain's text, and of its type.
+    """
 
     expert: ExpertConfig
     domain: str
     data: tuple[str, ...]
     replay: tuple[str, ...] = ()
     init_from: str | None = None
+    experts: int = 1
     steps: int | None = None
     fraction: float | None = None
     keep_threshold: float = 0.003
     seed: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the experts that are added."""
+        name = self.expert.name
+        return (name,) if self.experts == 1 else tuple(f"{name}_{place}" for place in range(1, self.experts + 1))
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,7 @@ def origin_of(folder: Path, links_within: Path | None = None) -> Origin | None:
 def add_domain(
     model: CMRN, place: str, request: Request, out: Path, reporter: Reporter, device: str | None = None
 ) -> Addition:
-    """Add an expert for a domain to the model in `place`, and write the model with it to `out`.
+    """Add an expert for a domain, or several, to the model in `place`, and write the model with it to `out`.
 
     Old text to read again is `request.replay`, else that of the run in which `place` lies. Training goes on for
     `steps`, or for as long as `fraction` of the cost of training on all domains anew allows (0.15 by default); its
@@ -148,6 +163,7 @@ def add_domain(
         raise UsageError(NO_ORIGIN, where=str(folder), hint="say how long to train: --steps N")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError("is there already, and is not written over", where=str(out), hint="--out another folder")
+    check_writable(out)
     new = _read(request.data, request.domain, request.seed)
     old = _old_corpus(folder, request, reporter)
     held_out = (*(old.validation if old else ()), *new.validation)
@@ -155,16 +171,17 @@ def add_domain(
         raise UsageError("too little text to hold any of it out", where=", ".join(request.data), hint="give more files")
     training = (origin.training if origin else TrainingConfig()).model_copy(update={"max_steps": request.steps or 1})
     trainer = CMRNTrainer(model, training, seed=request.seed, reporter=reporter, device=device)
-    reporter.notice(Notice("measuring every domain before"))
-    before = _measure(trainer, held_out)
-    trainer.add_domain_expert(request.expert.name, request.expert, init_from=request.init_from)
-    cost = token_cost(trainer.model, (request.expert.name,), training.sequence_length)
+    chosen_on = _grow(trainer, request, new.train)
+    cost = token_cost(trainer.model, request.names, training.sequence_length)
     domains = max(1, len(model.config.domains)) + 1
     whole = None if origin is None else cost.whole * origin.tokens_a_domain * domains
-    steps = request.steps or _affordable(cost, training, (whole or 0.0) * (request.fraction or USUAL_FRACTION), domains)
+    budget = (whole or 0.0) * (request.fraction or USUAL_FRACTION) - cost.read * chosen_on
+    steps = request.steps or _affordable(cost, training, budget, domains)
+    reporter.notice(Notice("measuring every domain before"))
+    before = _measure(trainer, model, held_out)
     warmup = min(training.warmup_steps, max(1, steps // 10))
     trainer.config = training.model_copy(update={"max_steps": steps, "warmup_steps": warmup})
-    reporter.notice(Notice(f"training {request.expert.name} for {steps} steps; all else stands still"))
+    reporter.notice(Notice(f"training {', '.join(request.names)} for {steps} steps; all else stands still"))
     result = trainer.continual_train(
         new.train,
         request.domain,
@@ -172,15 +189,16 @@ def add_domain(
         replay_weights=old.weights if old else (),
         keep_threshold=request.keep_threshold,
         phrase_share=origin.phrase_share if origin else 0.0,
+        experts=request.names,
     )
-    spent = cost.expert * result.trained_tokens + cost.read * result.read_tokens
+    spent = cost.expert * result.trained_tokens + cost.read * (result.read_tokens + chosen_on)
     reporter.notice(Notice("measuring every domain after"))
-    after = _measure(trainer, held_out)
+    after = _measure(trainer, trainer.model, held_out)
     addition = Addition(request, before, after, result, spent / whole if whole else None, out)
     if any(rise > request.keep_threshold for rise in addition.worse.values()):
         return Addition(request, before, after, result, addition.flops_ratio, None)
     # Without old text only the new domain could be measured, and everything else would seem unseen.
-    unseen = measure_unseen(trainer.model, _built(trainer, held_out)) if old else None
+    unseen = measure_unseen(trainer.model, _built(trainer, trainer.model, held_out)) if old else None
     save_with_origin(out, trainer.model, origin, unseen)
     return addition
 
@@ -214,12 +232,51 @@ def _old_corpus(folder: Path, request: Request, reporter: Reporter) -> Corpus | 
     return None
 
 
-def _measure(trainer: CMRNTrainer, documents: Sequence[Document]) -> Evaluation:
-    return evaluate(trainer.model, _built(trainer, documents), None, trainer.precision)
+def _grow(trainer: CMRNTrainer, request: Request, documents: Sequence[Document]) -> int:
+    """Add the experts to `trainer.model`; how many tokens were read to choose what they are copies of.
+
+    Raises:
+        UsageError: they cannot be, or more are asked for than there are to copy.
+    """
+    if request.experts == 1:
+        trainer.add_domain_expert(request.expert.name, request.expert, init_from=request.init_from)
+        return 0
+    experts = trainer.model.config.named_experts
+    if request.init_from is not None:
+        raise UsageError("several experts begin as copies of those that read most of the text, not of one",
+                         where=f"init_from {request.init_from}", hint="give the one, or how many")  # fmt: skip
+    if not 1 <= request.experts <= len(experts):
+        raise UsageError(f"each is a copy of another expert, and the model has {len(experts)}",
+                         where=f"{request.experts} experts")  # fmt: skip
+    order, read = _readers(trainer, request.domain, documents)
+    for name, index in zip(request.names, order, strict=False):
+        copied = experts[index]
+        given = ExpertConfig(name=copied.name, type=copied.type, domains=(request.domain,))
+        trainer.add_domain_expert(name, given, init_from=copied.name)
+    return read
 
 
-def _built(trainer: CMRNTrainer, documents: Sequence[Document]) -> EvaluationSet:
-    model, config = trainer.model, trainer.config
+@torch.no_grad()
+def _readers(trainer: CMRNTrainer, domain: str, documents: Sequence[Document]) -> tuple[list[int], int]:
+    """The experts' places by their weight in the first tokens of the domain's text, the largest first; tokens read."""
+    model = trainer.model.eval()
+    device = next(model.parameters()).device
+    weight_E, read = torch.zeros(model.config.num_experts, dtype=torch.float64), 0
+    for batch in _built(trainer, model, documents).streams(CHOSEN_ON)[domain]:
+        with autocast(device, trainer.precision):
+            found = model(batch.input_ids_BT.to(device), document_ids=batch.document_ids_BT.to(device))
+        real_BT = batch.attention_mask_BT.bool()
+        weight_E += found.routing_weights.cpu().double()[real_BT].sum(0)
+        read += int(real_BT.sum())
+    return weight_E.argsort(descending=True, stable=True).tolist(), read
+
+
+def _measure(trainer: CMRNTrainer, model: CMRN, documents: Sequence[Document]) -> Evaluation:
+    return evaluate(model, _built(trainer, model, documents), None, trainer.precision)
+
+
+def _built(trainer: CMRNTrainer, model: CMRN, documents: Sequence[Document]) -> EvaluationSet:
+    config = trainer.config
     assert model.tokenizer is not None
     return EvaluationSet.build(
         documents, model.tokenizer, model.config.domains, config.sequence_length, config.batch_size

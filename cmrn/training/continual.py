@@ -121,9 +121,10 @@ def continual_train(
     keep_threshold: float,
     phrase_share: float,
     eval_dataset: EvaluationSet | None,
+    experts: Sequence[str] = (),
 ) -> DomainResult:
     """Train the domain's experts in `trainer.model`; see `CMRNTrainer.continual_train`."""
-    model, names = trainer.model, owners_of(trainer.model, domain)
+    model, names = trainer.model, tuple(experts) or owners_of(trainer.model, domain)
     if freeze:
         result = train_experts(trainer, names, _rows(trainer, data, domain, old, phrase_share), keep_threshold)
     else:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from cmrn.config import CMRNConfig, TrainingConfig
+from cmrn.errors import UsageError
 from cmrn.records import LongReading
 
-__all__ = ["learning_rate_share", "long_reading", "routing_temperature"]
+__all__ = ["check_long_reading", "learning_rate_share", "long_reading", "routing_temperature"]
 
 
 def learning_rate_share(step: int, config: TrainingConfig) -> float:
@@ -36,6 +37,21 @@ def routing_temperature(step: int, config: TrainingConfig, final: float) -> floa
         case "cosine":
             remaining = _cosine(progress)
     return final + (config.routing_temperature_initial - final) * remaining
+
+
+def check_long_reading(config: TrainingConfig, model: CMRNConfig) -> None:
+    """Make sure that there is what training is to read of long-term memory.
+
+    Raises:
+        UsageError: the model has none; or the reach is longer than a row, and rows do not read on.
+    """
+    reach, length = config.memory_reach, config.sequence_length
+    if reach and not model.episodic_memory:
+        raise UsageError("training.memory_reach reads a long-term memory, and the model has none",
+                         hint="set model.episodic_memory, or memory_reach to 0")  # fmt: skip
+    if reach > length and not config.carry_states:
+        raise UsageError(f"training.memory_reach {reach} is more than a row's {length} tokens, and rows do not read on",
+                         hint="set training.carry_states")  # fmt: skip
 
 
 def long_reading(step: int, config: TrainingConfig, model: CMRNConfig) -> LongReading | None:

@@ -26,6 +26,7 @@ from cmrn.training.metrics_log import MetricsLog
 from cmrn.training.optim import OptimizerSet, parameter_groups
 from cmrn.training.progress import Notice, Reporter, SilentReporter
 from cmrn.training.random_state import restore_random, seed_all
+from cmrn.training.schedule import check_long_reading
 from cmrn.training.signals import stop_signals
 
 if TYPE_CHECKING:
@@ -84,13 +85,15 @@ class CMRNTrainer:
         there is none, start afresh and say so. Seeds torch, Python and numpy. The model ends in eval mode.
 
         Raises:
-            UsageError: run_dir holds a run and resume is False; a setting, the data or the threads changed; or states
-                are to be carried, and the data's rows do not read on.
+            UsageError: run_dir holds a run and resume is False; a setting, the data or the threads changed; states
+                are to be carried, and the data's rows do not read on; or long-term memory that the model does not have
+                or rows do not reach is to be read.
             LockedError: another process trains in run_dir.
             ResourceError: out of disk, or of memory with half the micro-batch too; the last checkpoint is whole.
             GuaranteeError: loss or gradient was not finite three times in a row; the last checkpoint is from before.
             InterruptedRunError: SIGINT or SIGTERM; the step was finished and saved.
         """
+        check_long_reading(self.config, self.model.config)
         if self.config.carry_states and not isinstance(train_dataset, LaneDataset):
             raise UsageError("training.carry_states needs rows that read on", hint="build the data with LaneDataset")
         with ExitStack() as stack:
@@ -148,13 +151,15 @@ class CMRNTrainer:
         eval_dataset: EvaluationSet | None = None,
         keep_threshold: float = 0.003,
         phrase_share: float = 0.0,
+        experts: Sequence[str] = (),
     ) -> DomainResult:
-        """Train the newest expert that owns `domain` on its text for max_steps, and nothing else, to the bit.
+        """Train `experts` on the text of `domain` for max_steps, and nothing else, to the bit.
 
-        replay: text of the old domains, every second row where there is any, and what the row's margin is chosen on,
-        so that none of these domains reads worse by more than `keep_threshold`, relative; with the weights of their
-        sources. Without old text the margin is a fixed one. Nothing is written. freeze_existing_experts: False trains
-        the whole model on the same rows, and keeps nothing. phrase_share: as in a recipe's data.
+        experts: by default those that own the domain and were added last, one after the other. replay: text of the old
+        domains, what the rows are told apart from and their margin is chosen on, so that none of these domains reads
+        worse by more than `keep_threshold`, relative; with the weights of their sources. Without old text the margin is
+        a fixed one. Nothing is written. freeze_existing_experts: False trains the whole model, every second row on old
+        text, and keeps nothing. phrase_share: as in a recipe's data.
 
         Raises:
             UsageError: no expert owns the domain, or the model has no tokenizer.
@@ -173,6 +178,7 @@ class CMRNTrainer:
             keep_threshold=keep_threshold,
             phrase_share=phrase_share,
             eval_dataset=eval_dataset,
+            experts=experts,
         )
 
     def _identity(self, dataset: PackedDataset) -> dict[str, Any]:

@@ -82,6 +82,70 @@ def test_add_show_ship_and_remove(base: Path, texts: dict[str, str], tmp_path: P
     assert not (tmp_path / "x").exists()
 
 
+def test_several_experts_own_a_domain_and_are_shipped_and_removed_by_its_name(
+    base: Path, texts: dict[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    from cmrn.experts.growth import hash_tensors
+    from cmrn.pretrained import read_model
+
+    grown, shipped, again, back = (tmp_path / name for name in ("grown", "shipped", "again", "back"))
+    line = words(base, texts, grown, "--replay", texts["old"], "--steps", "2", "--keep-threshold", "0.5", "--json")
+    assert run([*line, "--experts", "2"]) == 0
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done["experts"] == ["mixed_1", "mixed_2"]
+    assert done["flops_ratio"] > 0
+    model, old = read_model(grown), read_model(base)
+    experts = {expert.name: expert for expert in model.config.named_experts}
+    assert list(experts) == ["zoo", "sum", "rest", "mixed_1", "mixed_2"]
+    assert all(experts[name].domains == ("mixed",) for name in done["experts"])
+
+    assert run(["expert", "ablate", "mixed", texts["new"], "-m", str(grown), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["experts"] == done["experts"]
+    assert run(["expert", "export", "mixed", str(shipped), "-m", str(grown), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["experts"] == done["experts"]
+    assert run(["expert", "import", str(shipped), "-m", str(base), "--out", str(again)]) == 0
+    assert hash_tensors(read_model(again).tensors) == hash_tensors(model.tensors)
+    assert run(["expert", "rm", "mixed", "-m", str(again), "--out", str(back)]) == 0
+    assert hash_tensors(read_model(back).tensors) == hash_tensors(old.tensors) == done["sha256"]
+    assert run(["expert", "rm", "mixed_1", "-m", str(again), "--yes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["experts"] == ["zoo", "sum", "rest", "mixed_2"]
+
+
+def test_a_second_expert_of_a_domain_leaves_the_first_as_it_is(
+    base: Path, texts: dict[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    from cmrn.experts.growth import hash_tensors
+    from cmrn.pretrained import read_model
+
+    assert run(words(base, texts, tmp_path / "first", "--steps", "1", "--json")) == 0
+    second = ["add-expert", "more", "--domain", "mixed", "--to", str(tmp_path / "first"), "--data", texts["new"],
+              "--steps", "1", "--out", str(tmp_path / "second"), "--json"]  # fmt: skip
+    assert run(second) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["experts"] == ["more"]
+    assert run(["expert", "rm", "more", "-m", str(tmp_path / "second"), "--yes"]) == 0
+    first, left = (hash_tensors(read_model(tmp_path / name).tensors) for name in ("first", "second"))
+    assert left == first
+
+
+def test_what_is_usual_is_kept_by_a_new_name_and_left_behind_by_other_experts(
+    base: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    from cmrn.files import write_folder
+    from cmrn.pretrained import read_model, write_model_files
+    from cmrn.unseen import UNSEEN, Unseen, read_unseen
+
+    usual, model, place = Unseen((1, 2), (0.5, 0.25), 0.95, 64), read_model(base), tmp_path / "model"
+    with write_folder(place) as temporary:
+        write_model_files(temporary, model.config, model.tensors, model.tokenizer_json)
+        (temporary / UNSEEN).write_text(usual.to_json(), encoding="utf-8")
+    assert run(["expert", "rename", "zoo", "beasts", "-m", str(place), "--out", str(tmp_path / "renamed")]) == 0
+    assert read_unseen(tmp_path / "renamed") == usual
+    assert "left behind" not in capsys.readouterr().err
+    assert run(["expert", "rm", "rest", "-m", str(place), "--out", str(tmp_path / "less")]) == 0
+    assert read_unseen(tmp_path / "less") is None
+    assert "left behind" in capsys.readouterr().err
+
+
 def test_an_old_domain_that_reads_worse_is_exit_8_and_nothing_is_written(
     base: Path, texts: dict[str, str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +186,10 @@ def test_the_fraction_sets_the_steps_and_no_old_text_is_said(
         (["--init-from", "gone", "--steps", "1"], 2, "no expert 'gone'"),
         (["--init-from", "rest", "--steps", "1"], 2, "'rest' is a pattern expert"),
         (["--replay", "gone.txt", "--steps", "1"], 2, "no such file"),
+        (["--experts", "2", "--init-from", "zoo", "--steps", "1"], 2, "copies of those that read most"),
+        (["--experts", "2", "--type", "general", "--steps", "1"], 2, "copies of those that read most"),
+        (["--experts", "4", "--steps", "1"], 2, "the model has 3"),
+        (["--out", "/dev/null/model", "--steps", "1"], 4, "cannot be written"),
     ],
 )
 def test_bad_requests(

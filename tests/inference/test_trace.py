@@ -7,11 +7,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmrn import CMRN
+from cmrn import CMRN, CMRNTokenizer
 from cmrn.errors import CMRNError, DataError
-from cmrn.inference import ExpertWeight, trace, trace_text
+from cmrn.inference import ExpertWeight, Trace, trace, trace_text
+from cmrn.memory.entries import NOTHING, SHARED
+from cmrn.records import Event
 
 TEXT = "the cat sat. def f(x): naïve 猫 😀 <|endoftext|> end"
+
+
+@pytest.fixture
+def rememberer(model: CMRN, tokenizer: CMRNTokenizer) -> CMRN:
+    """The model of these tests with a long-term memory, which is empty."""
+    fields = {"episodic_memory": 96, "episodic_chunk": 8, "dropout": 0.0}
+    torch.manual_seed(4)
+    return CMRN(model.config.model_copy(update=fields), tokenizer).eval()
 
 
 def sums_to_one(weights: tuple[ExpertWeight, ...]) -> bool:
@@ -79,7 +89,45 @@ def test_json_has_the_fixed_keys_and_plain_values(model: CMRN) -> None:
     assert list(document["tokens"][0]["experts"][0]) == ["name", "weight"]
     assert list(document["tokens"][0]["blocks"][0][0]) == ["name", "weight"]
     assert document["tokens"][0]["memory"] == []
-    assert list(document["events"][0]) == ["start", "end", "surprise"]
+    assert list(document["events"][0]) == ["start", "end", "surprise", "previous"]
+
+
+def test_events_name_the_one_before() -> None:
+    events = (Event(0, 2, 1.0), Event(2, 5, 3.0, previous=0), Event(5, 6, 2.0, previous=1))
+    document = Trace((), (), events, None).to_json()
+    assert [event["previous"] for event in document["events"]] == [None, 0, 1]
+
+
+def test_a_memory_that_holds_something_is_shown_to_be_read(rememberer: CMRN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares are those of the forward pass; the memory is left as it was."""
+    memory, ids = rememberer.episodic, rememberer.tokenizer(TEXT, return_tensors="pt").input_ids
+    assert not any(token.memory for token in trace_text(rememberer, TEXT).tokens)
+    with torch.no_grad():
+        for namespace, record in (("math", 7), (SHARED, NOTHING)):
+            memory.begin(namespace, record)
+            rememberer(ids, update_memory=True)
+        tokens, shown = memory.tokens, memory.shown
+        memory.shown = memory.config.episodic_memory
+        output = rememberer(ids)
+        memory.shown = shown
+    traced = trace_text(rememberer, TEXT)
+    assert (memory.tokens, memory.shown) == (tokens, shown)
+    for t, token in enumerate(traced.tokens):
+        assert token.memory
+        weights = [entry.weight for entry in token.memory]
+        assert weights == sorted(weights, reverse=True)
+        for entry in token.memory:
+            assert (entry.record, entry.document, entry.namespace) in {(7, 0, "math"), (None, 1, SHARED)}
+            shares = [float(read.weights_BTM[0, t, m]) for read in output.memory_hits
+                      for m in range(read.weights_BTM.shape[2])
+                      if (read.documents_BTM[0, t, m], read.places_BTM[0, t, m]) == (entry.document, entry.place)]  # fmt: skip
+            assert entry.weight == pytest.approx(sum(shares) / len(output.memory_hits), abs=1e-6)
+    monkeypatch.setattr(trace, "CHUNK", 7)
+    for one, other in zip(traced.tokens, trace_text(rememberer, TEXT).tokens, strict=True):
+        assert other.memory[0].weight == pytest.approx(one.memory[0].weight, abs=1e-4)
+    document = traced.to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert list(document["tokens"][0]["memory"][0]) == ["record", "document", "place", "namespace", "weight"]
 
 
 def test_empty_text_is_refused(model: CMRN) -> None:

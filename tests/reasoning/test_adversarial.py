@@ -58,6 +58,33 @@ CASES = (
     ("Whether or not Tom is red, Bob is kind. Is Tom red?", "unknown"),
     ("Tom owns a car. True or false: Tom owns a Japanese car.", "unknown"),
     ("Tom is a cat. True or false: Tom is a big cat.", "unknown"),
+    ("All cats are not red. Tom is a cat. Is Tom red?", "unknown"),
+    ("Everyone is not red. Is Tom red?", "unknown"),
+    ("Tom does not like any dog. Rex is a dog. Does Tom like Rex?", "false"),
+    ("No cat likes any dog. Tom is a cat. Rex is a dog. Does Tom like Rex?", "false"),
+    ("It is not true that any dog is red. Rex is a dog. Is Rex red?", "false"),
+    ("Everyone who likes any dog is sad. Rex is a dog. Tom likes Rex. Is Tom sad?", "true"),
+    ("If Tom does not like any dog then Tom is sad. Rex is a dog. Tom does not like Rex. Is Tom sad?", "unknown"),
+    ("Rex is a dog. Rex is red. Ben is a dog. Ben is not red. Is any dog red?", "true"),
+    ("Rex is a dog. Tom likes Rex. Ben is a dog. Tom does not like Ben. Does Tom like any dog?", "true"),
+    ("Rex is a dog. Rex is red. Ben is a dog. Ben is not red. True or false: Any dog is red.", "false"),
+    ("Tom can like any dog. Rex is a dog. Can Tom like Rex?", "true"),
+    ("Tom does not like some dogs. Rex is a dog. Does Tom like Rex?", "unknown"),
+    ("Tom does not like some dogs. Does Tom like all dogs?", "false"),
+    ("Rex is happy. Only Tom is happy. Is Rex a tom?", "unknown"),
+    ("Tom likes only Rex. Tom likes Ben. Is Ben a rex?", "unknown"),
+    ("10 cats are red. Tom is a cat. Is Tom red?", "unknown"),
+    ("2 Germans are sad. Tom is a German. Is Tom sad?", "unknown"),
+    ("1 Tom is a cat.\n2 All cats are red.\n3 Is Tom red?", "true"),
+    ("There is no cat that likes any dog. Tom is a cat. Rex is a dog. Does Tom like Rex?", "false"),
+    ("A dog saw Ned. Rex is a dog. Is it true that Rex saw Ned?", "unknown"),
+    ("Tom chased Ned. Did Tom chase Ned?", "true"),
+    ("Tom did not chase Ned. Did Tom chase Ned?", "false"),
+    ("Tom passed. Did Tom pass?", "true"),
+    ("Tom did not pass. Did Tom pass?", "false"),
+    ("Tom saw Ned. Did Tom see Ned?", "true"),
+    ("Everyone who passed is happy. Tom is not happy. Did Tom pass?", "false"),
+    ("Tom is a red or round cat. Tom is not round. Is Tom red?", "true"),
 )
 
 
@@ -69,6 +96,20 @@ def test_what_is_answered_without_a_mark_is_right(text: str, right: str) -> None
         return
     if found.answer.status == "ok":
         assert found.answer.answer == right
+
+
+def test_all_that_are_not_may_be_none_or_not_all() -> None:
+    (found,) = examine("All cats are not red. Tom is a cat. Is Tom red?")
+    assert (found.answer.answer, found.answer.status) == ("false", "ambiguous")
+    assert [other.answer for _, other in found.others] == ["unknown"]
+    for plain in ("No cats are red.", "All cats are never red.", "Each cat is not red."):
+        (found,) = examine(f"{plain} Tom is a cat. Is Tom red?")
+        assert (found.answer.answer, found.answer.status) == ("false", "ok")
+
+
+def test_a_name_behind_a_past_verb_is_no_kind() -> None:
+    (found,) = examine("A cat chased Ned. Rex is a dog. Did a cat chase Ned?")
+    assert [one["read_as"] for one in found.to_json()["premises"]][0] == "there is x such that x is a cat and x chased Ned"
 
 
 @pytest.mark.parametrize(

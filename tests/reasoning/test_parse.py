@@ -21,7 +21,7 @@ READ_AS = {
     "Sheep are afraid of mice.": "all sheep are afraid of mice",
     "Spiders are eight-legged.": "all spiders are eight-legged",
     "Red, cold things are round.": "all red, cold things are round",
-    "All quiet people are not kind.": "all quiet things are not kind",
+    "No quiet people are kind.": "all quiet things are not kind",
     "Only birds can fly.": "for all x, if x can fly then x is a bird",
     "Some cats are not red.": "there is x such that x is a cat and x is not red",
     "Not all cats are red.": "there is x such that x is a cat and x is not red",

@@ -100,6 +100,12 @@ def test_buffers_take_what_is_finite_and_refuse_what_is_not_theirs() -> None:
         fill_states(states, dict(list(before.items())[1:]))
 
 
+def test_a_long_term_memory_that_the_model_lacks_is_not_read() -> None:
+    trainer = make_trainer(None, memory_reach=4)
+    with pytest.raises(UsageError, match="the model has none"):
+        trainer.train(*datasets(tokenizer(), trainer.model.config))
+
+
 def test_rows_that_do_not_read_on_are_refused() -> None:
     trainer = make_trainer(None, carry_states=True)
     with pytest.raises(UsageError, match="LaneDataset"):

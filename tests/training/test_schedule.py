@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmrn.config import TrainingConfig
-from cmrn.training.schedule import learning_rate_share, routing_temperature
+from cmrn.config import CMRNConfig, TrainingConfig
+from cmrn.errors import UsageError
+from cmrn.training.schedule import check_long_reading, learning_rate_share, routing_temperature
 
 
 @given(warmup=st.integers(0, 20), steps=st.integers(1, 60), final=st.floats(0, 1))
@@ -40,3 +41,14 @@ def test_the_temperature_goes_from_its_initial_value_to_the_models(schedule: str
     assert values[2] == pytest.approx(quarter, abs=1e-5)
     assert values[-1] == pytest.approx(0.5)
     assert values == sorted(values, reverse=True)
+
+
+def test_what_long_reading_needs_is_checked() -> None:
+    without, remembers = CMRNConfig(), CMRNConfig(episodic_memory=512)
+    check_long_reading(TrainingConfig(), without)
+    check_long_reading(TrainingConfig(memory_reach=64, sequence_length=64), remembers)
+    check_long_reading(TrainingConfig(memory_reach=65, sequence_length=64, carry_states=True), remembers)
+    with pytest.raises(UsageError, match="the model has none"):
+        check_long_reading(TrainingConfig(memory_reach=64, sequence_length=64), without)
+    with pytest.raises(UsageError, match="65 is more than a row's 64 tokens"):
+        check_long_reading(TrainingConfig(memory_reach=65, sequence_length=64), remembers)
