@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +32,7 @@ DEFAULT_SEED = 1
 DEFAULT_STORE = "memory"
 SHOWN_CHARACTERS = 200
 MOST_SHOWN = 3
+LINE_EVERY_SECONDS = 10.0
 
 
 class GenerateCommand(TyperCommand):
@@ -134,8 +137,9 @@ def _prompt(prompt: str, question: str | None, document: Path | None, memory: Pa
         raise UsageError("--question asks about a document", hint='--document FILE --question "…"')
     if show_memory and memory is None:
         raise UsageError("--show-memory shows what --memory recalled", hint="--memory DIR --show-memory")
-    if document is not None and not document.is_file():
-        raise UsageError("no such file", where=str(document), hint="--document names a text file in UTF-8")
+    if document is not None and (document.is_dir() or not document.exists()):
+        told = "is a folder" if document.is_dir() else "no such file"
+        raise UsageError(told, where=str(document), hint="--document names a text file in UTF-8")
     return read_text(prompt if question is None else question)
 
 
@@ -144,12 +148,25 @@ def _read(settings: Settings, network: CMRN, path: Path) -> CMRNState:
     from cmrn.inference.document import read_document, text_of
 
     try:
-        reading = read_document(network, text_of(path))
+        reading = read_document(network, text_of(path), progress=_counting(settings, path.name))
     except DataError as error:
         raise error if error.where else DataError(error.message, where=str(path)) from error
     kept = "" if network.episodic is None else f", {len(network.episodic):,} entries kept"
     notice(settings, f"{path.name}: {reading.tokens:,} tokens, {reading.tokens / reading.seconds:,.0f} tok/s{kept}")
     return reading.states
+
+
+def _counting(settings: Settings, name: str) -> Callable[[int], None]:
+    """Says how many tokens have been read, every ten seconds."""
+    spoke_at = time.monotonic()
+
+    def tell(tokens: int) -> None:
+        nonlocal spoke_at
+        if time.monotonic() - spoke_at >= LINE_EVERY_SECONDS:
+            spoke_at = time.monotonic()
+            notice(settings, f"{name}: {tokens:,} tokens read")
+
+    return tell
 
 
 def _document(result: Generation, show_memory: bool) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def write_page(
 
     page = page_text(place, text, trace, comparison, analysis, saturations)
     try:
-        write_file(path, page.encode("utf-8"))
+        # A link, such as /dev/stdout, is followed, not replaced.
+        write_file(path.resolve(), page.encode("utf-8"))
     except OSError as error:
         raise UsageError(f"cannot write it: {error.strerror}", where=f"--html {path}") from error
 

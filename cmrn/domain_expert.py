@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 DESCRIPTION, TENSORS, GROUP = "expert.json", "expert.safetensors", "experts.json"
+AGAIN = "export it again from a model that has it: cmrn expert export NAME DIR -m CKPT"
 MEMORY, MEMORY_VECTORS = "memory.jsonl", "memory.safetensors"
 FORMAT_VERSION = 1
 
@@ -217,7 +218,10 @@ def read_expert(folder: str | os.PathLike[str], config: CMRNConfig) -> ExpertFol
         CheckpointError: no such folder, a file missing, changed or not an expert's, or tensors of another shape.
     """
     place = Path(folder)
-    files = verify_folder(place).files
+    try:
+        files = verify_folder(place).files
+    except CheckpointError as error:
+        raise CheckpointError(error.message, where=error.where, hint=error.hint or AGAIN) from error
     memory, vectors = (place / file if file in files else None for file in (MEMORY, MEMORY_VECTORS))
     if GROUP not in files:
         parts, backbone = _read_parts(place, "", files, config)
@@ -246,7 +250,9 @@ def _read_parts(folder: Path, below: str, files: Mapping[str, object], config: C
     """One expert, and what it fits, of the verified files whose names begin with `below`."""
     for name in (DESCRIPTION, TENSORS):
         if below + name not in files:
-            raise CheckpointError(f"is not an exported expert: {MANIFEST} names no {below}{name}", where=str(folder))
+            raise CheckpointError(
+                f"is not an exported expert: {MANIFEST} names no {below}{name}", where=str(folder), hint=AGAIN
+            )
     place = folder / below
     expert, backbone = _described(place / DESCRIPTION)
     tensors = read_tensors(place / TENSORS)

@@ -236,4 +236,9 @@ def _with_experts(config: CMRNConfig, experts: Sequence[ExpertConfig]) -> CMRNCo
     try:
         return config.model_validate(fields | {"experts": [expert.model_dump() for expert in experts]})
     except ValidationError as error:
-        raise UsageError(f"no such expert can be: {error.errors()[0]['msg']}", where="experts") from error
+        told = error.errors()[0]
+        if told["type"] == "string_pattern_mismatch":
+            raise UsageError(f"names are letters, digits, - and _, at most 64: {told['input']!r}") from error
+        what = told["msg"].removeprefix("Value error, ")
+        hint = "cmrn expert ls lists the names; cmrn expert rename gives another"
+        raise UsageError(f"no such expert can be: {what}", where="experts", hint=hint) from error

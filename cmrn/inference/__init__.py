@@ -4,12 +4,14 @@ from cmrn.inference.analysis import Analysis, DomainUse, ExpertUse, Passage, Tok
 from cmrn.inference.compare import Comparison, ExpertShift, Saturation, check_comparable, compare_traces, saturation
 from cmrn.inference.generate import Generation, generate_text
 from cmrn.inference.trace import ExpertTotal, ExpertWeight, TokenTrace, Trace, trace_text
+from cmrn.inference.trace_memory import EntryShare
 from cmrn.unseen import UnseenScore
 
 __all__ = [
     "Analysis",
     "Comparison",
     "DomainUse",
+    "EntryShare",
     "ExpertShift",
     "ExpertTotal",
     "ExpertUse",

@@ -119,7 +119,8 @@ class Reading:
 def trace_text(model: CMRN, text: str, unseen: Unseen | None = None) -> Trace:
     """How `model`, without dropout or routing noise, reads `text` from a fresh state.
 
-    What the model's long-term memory holds is read, and nothing is added to it. A long text is read in chunks with carried state, so memory grows with its tokens and not with their logits.
+    What the model's long-term memory holds is read, and nothing is added to it. A long text is read in chunks with
+    carried state, so memory grows with its tokens and not with their logits.
     unseen: what is usual for the model (`read_unseen` of its folder); without it a score has no threshold.
 
     Raises:

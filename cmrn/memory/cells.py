@@ -25,10 +25,10 @@ ROUNDS = 8
 CHUNK = 16_384
 """Vectors taken at once while building: how long another thread may have to wait."""
 
-SCORED = 200
+SCORED = 256
 """Places whose vectors are read, at least: the codes' order is rough."""
 
-PROBED = 0.11
+PROBED = 0.14
 """Part of the cells that a search among a million looks into; among fewer a larger one.
 
 At 200,000 three times that finds 0.95 of the ten nearest, with questions for queries and mixtures of other texts for

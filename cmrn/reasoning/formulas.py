@@ -28,7 +28,9 @@ __all__ = [
     "Witness",
     "atoms",
     "children",
+    "conjoin",
     "constants",
+    "deny",
     "expand_equivalences",
     "free_variables",
     "has_quantifier",
@@ -92,6 +94,30 @@ def free_variables(formula: Formula) -> tuple[Variable, ...]:
 def has_quantifier(formula: Formula) -> bool:
     """Whether a quantifier stands anywhere inside."""
     return isinstance(formula, ForAll | Exists) or any(map(has_quantifier, children(formula)))
+
+
+def conjoin(parts: list[Formula]) -> Formula:
+    """All of them; one alone stays itself."""
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+def deny(formula: Formula) -> Formula:
+    """The formula's negation, pushed inwards."""
+    if isinstance(formula, Literal):
+        return formula.negated()
+    if isinstance(formula, Not):
+        return formula.part
+    if isinstance(formula, And):
+        return Or(tuple(deny(part) for part in formula.parts))
+    if isinstance(formula, Or):
+        return And(tuple(deny(part) for part in formula.parts))
+    if isinstance(formula, Implies):
+        return And((formula.body, deny(formula.head)))
+    if isinstance(formula, ForAll):
+        return Exists(formula.variables, deny(formula.part))
+    if isinstance(formula, Exists):
+        return ForAll(formula.variables, deny(formula.part))
+    return Not(formula)
 
 
 def negation(formula: Formula) -> Formula:

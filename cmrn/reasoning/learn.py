@@ -7,7 +7,7 @@ rules that describe the examples in the fewest words. Letters as in `chain`, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +63,10 @@ def learn_rules(examples: Examples, *, flips: float = 0.1, depth: int = 3) -> tu
         if number == 0 and options:
             weights_C = train_weights(examples, options, flips=flips, depth=depth)
             found = [rule for rule, weight in zip(options, weights_C.tolist(), strict=True) if weight > 0.5]
-        found = _search(examples, found, options, flips, depth)
+        by_head = _by_head((*options, *found))
+        found = _descend(found, by_head, examples, flips, depth)
+        if set(found) == set(before):
+            found = _widened(found, by_head, examples, flips, depth)
         values_LN = _closure(found, examples, depth)
         if set(found) == set(before):
             break
@@ -122,13 +125,34 @@ def _propose(examples: Examples, values_LN: Tensor, flips: float, explained: boo
     return options
 
 
-def _search(examples: Examples, found: Sequence[Rule], options: Sequence[Rule], flips: float, depth: int) -> list[Rule]:
-    """The rules after every single change, of one head at a time, that shortens the description of the examples."""
-    rules = list(dict.fromkeys(found))
+def _by_head(rules: Iterable[Rule]) -> dict[int, list[Rule]]:
+    found: dict[int, list[Rule]] = {}
+    for rule in dict.fromkeys(rules):
+        found.setdefault(rule[1], []).append(rule)
+    return found
+
+
+def _widened(
+    rules: list[Rule], by_head: Mapping[int, Sequence[Rule]], examples: Examples, flips: float, depth: int
+) -> list[Rule]:
+    """The rules after a change of two heads at once, settled, that shortens the description; else the same ones."""
     best = _cost(rules, examples, flips, depth)
-    by_head: dict[int, list[Rule]] = {}
-    for rule in (*options, *rules):
-        by_head.setdefault(rule[1], []).append(rule)
+    tried = {frozenset(rules)}
+    for pair, kicked in _kicked(rules, by_head, examples, flips, depth):
+        if frozenset(kicked) in tried:
+            continue
+        tried.add(frozenset(kicked))
+        changed = _descend(kicked, {head: by_head[head] for head in pair}, examples, flips, depth)
+        if _cost(changed, examples, flips, depth) < best - 1e-6:
+            return changed
+    return rules
+
+
+def _descend(
+    rules: list[Rule], by_head: Mapping[int, Sequence[Rule]], examples: Examples, flips: float, depth: int
+) -> list[Rule]:
+    """The rules after every single change of these heads that shortens the description of the examples."""
+    best = _cost(rules, examples, flips, depth)
     improved = True
     while improved:
         improved = False
@@ -139,7 +163,7 @@ def _search(examples: Examples, found: Sequence[Rule], options: Sequence[Rule], 
                     rules, best, improved = changed, cost, True
                     break
         if not improved:
-            for changed in _moved(rules):
+            for changed in _moved(rules, by_head):
                 cost = _cost(changed, examples, flips, depth)
                 if cost < best - 1e-6:
                     rules, best, improved = changed, cost, True
@@ -147,14 +171,48 @@ def _search(examples: Examples, found: Sequence[Rule], options: Sequence[Rule], 
     return rules
 
 
-def _moved(rules: Sequence[Rule]) -> Iterator[list[Rule]]:
+def _kicked(
+    rules: list[Rule], by_head: Mapping[int, Sequence[Rule]], examples: Examples, flips: float, depth: int
+) -> Iterator[tuple[tuple[int, int], list[Rule]]]:
+    """Two heads, one of which a rule for the other needs, with rule sets where they change at once.
+
+    They trade places, or the rules of both are found anew, the one's before the other's.
+    """
+    heads = {head for _, head in rules}
+    pairs = sorted({(min(i, head), max(i, head)) for body, head in rules for i in body if i in heads})
+    for one, other in pairs:
+        trade = {one: other, other: one}
+        own = [rule for rule in rules if rule[1] in trade]
+        rest = [rule for rule in rules if rule[1] not in trade]
+        traded = [(tuple(sorted(trade.get(i, i) for i in body)), trade[head]) for body, head in own]
+        yield (one, other), list(dict.fromkeys((*rest, *traded)))
+        for first, second in ((one, other), (other, one)):
+            anew = _anew(rest, first, by_head[first], examples, flips, _closure(rest, examples, depth))
+            both = _anew(anew, second, by_head[second], examples, flips, _closure(anew, examples, depth))
+            yield (one, other), both
+
+
+def _anew(
+    rules: Sequence[Rule], head: int, choices: Sequence[Rule], examples: Examples, flips: float, values_LN: Tensor
+) -> list[Rule]:
+    """The rules with those that cover best what was seen of a head in place of its own; values: what follows so far."""
+    signs_N = (2 * examples.observed_LN[head] - 1) * examples.scored_LN()[head]
+    options = list(dict.fromkeys(choices))
+    held_CN = torch.stack([_holds(rule, values_LN) for rule in options])
+    words_C = torch.tensor([1.0 + len(body) for body, _ in options])
+    gains_CN = held_CN * signs_N * math.log((1 - flips) / flips)
+    chosen = _cover(held_CN, gains_CN, words_C * math.log(len(values_LN)))
+    return [*(rule for rule in rules if rule[1] != head), *(options[c] for c in chosen)]
+
+
+def _moved(rules: Sequence[Rule], heads: Container[int]) -> Iterator[list[Rule]]:
     """Rule sets in which a rule concludes what its head leads to or comes from, alone or without one rule of these."""
     linked: dict[int, set[int]] = {}
     for body, head in rules:
         for premise in body:
             linked.setdefault(premise, set()).add(head)
             linked.setdefault(head, set()).add(premise)
-    for rule in rules:
+    for rule in [one for one in rules if one[1] in heads]:
         for head in sorted(linked.get(rule[1], set()) - set(rule[0])):
             moved = [(rule[0], head) if one == rule else one for one in rules]
             if len(set(moved)) == len(moved):
@@ -182,12 +240,7 @@ def _changes(
         found += [[*kept, free[c]] for c in order]
         if left_out is not None:
             found.append(kept)
-    options = list(dict.fromkeys(choices))
-    held_CN = torch.stack([_holds(rule, values_LN) for rule in options])
-    words_C = torch.tensor([1.0 + len(body) for body, _ in options])
-    gains_CN = held_CN * signs_N * math.log((1 - flips) / flips)
-    chosen = _cover(held_CN, gains_CN, words_C * math.log(len(values_LN)))
-    return [*found, [*(rule for rule in rules if rule[1] != head), *(options[c] for c in chosen)]]
+    return [*found, _anew(rules, head, choices, examples, flips, values_LN)]
 
 
 def _cover(held_CN: Tensor, gains_CN: Tensor, costs_C: Tensor) -> list[int]:

@@ -51,7 +51,10 @@ CLOSED = (
         "likely almost nearly half one two three four five six seven eight nine ten"
     )
 )
-PRIVATIVE = word_set("fake former alleged toy counterfeit artificial pretend ex-president future supposed")
+PRIVATIVE = word_set(
+    "fake former alleged toy counterfeit artificial pretend ex-president future supposed imaginary would-be fictional "
+    "fictitious hypothetical imitation mock sham bogus so-called nonexistent"
+)
 COMMON_ADJECTIVES = word_set(
     "red green blue white black brown yellow orange purple pink gray grey big small large little tall short long old "
     "young new nice kind smart rough round quiet cold hot warm cool furry happy sad angry shy sour sweet bitter spicy "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cmrn.reasoning.formulas import conjoin, deny
 from cmrn.reasoning.lexicon import BE, is_plural_form, word_set
 from cmrn.reasoning.loose_phrases import (
     EVERY,
@@ -22,7 +23,6 @@ from cmrn.reasoning.loose_phrases import (
     strip,
 )
 from cmrn.reasoning.loose_words import is_verb_form
-from cmrn.reasoning.meaning import conjoin, deny
 from cmrn.reasoning.segment import Token
 from cmrn.reasoning.theory import And, Constant, Exists, ForAll, Formula, Iff, Implies, Or, Term, Variable, Xor
 

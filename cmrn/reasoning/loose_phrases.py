@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from cmrn.reasoning.formulas import conjoin, deny
 from cmrn.reasoning.lexicon import BE, MODALS, PREPOSITIONS, is_plural_form, word_set
 from cmrn.reasoning.loose_words import AUXILIARIES, PARTS, Words, is_verb_form, lemmas
-from cmrn.reasoning.meaning import conjoin, deny
 from cmrn.reasoning.segment import Token
 from cmrn.reasoning.theory import And, Atom, Formula, Literal, Or, Term, Variable, Xor
 

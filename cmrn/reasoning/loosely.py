@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cmrn.reasoning.alignment import NARROWER, Bridge, bridges
-from cmrn.reasoning.formulas import atoms, constants, rebuild
+from cmrn.reasoning.formulas import atoms, conjoin, constants, rebuild
 from cmrn.reasoning.learned import Learned, nothing_learned
 from cmrn.reasoning.loose import LooseReader
 from cmrn.reasoning.loose_phrases import NotFramedError, X, parts_of
 from cmrn.reasoning.loose_words import learned_verbs
-from cmrn.reasoning.meaning import conjoin
 from cmrn.reasoning.questions import lead_words, preamble
 from cmrn.reasoning.segment import Sentence, Token, segment, tokenize
 from cmrn.reasoning.tagged import TaggedReader, marks_of

@@ -1,8 +1,9 @@
 """From trees to formulas: quantifiers, what pronouns refer to, and the world of discourse.
 
 Subjects take scope over what follows them, and `some` over the denial before it. `any` is at least one where something
-is denied, asked or limited by it, and every one elsewhere. In `if` clauses an indefinite (`something`, `a cat`, bare plurals) is any
-individual, and a pronoun in the other clause is that one. `A bird is …` and `birds are …` speak of every bird.
+is denied, asked or limited by it, and every one elsewhere. In `if` clauses an indefinite (`something`, `a cat`, bare
+plurals) is any individual, and a pronoun in the other clause is that one. `A bird is …` and `birds are …` speak of
+every bird.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from cmrn.reasoning.formulas import free_variables
+from cmrn.reasoning.formulas import conjoin, deny, free_variables
 from cmrn.reasoning.lexicon import IRREGULAR_VERBS, plural
 from cmrn.reasoning.syntax import (
     Clause,
@@ -38,7 +39,6 @@ from cmrn.reasoning.theory import (
     Iff,
     Implies,
     Literal,
-    Not,
     Or,
     Term,
     Variable,
@@ -46,7 +46,7 @@ from cmrn.reasoning.theory import (
 )
 from cmrn.reasoning.vocabulary import Vocabulary
 
-__all__ = ["Meaning", "Referent", "RejectedError", "conjoin", "deny"]
+__all__ = ["Meaning", "Referent", "RejectedError"]
 
 _NAMES = ("x", "y", "z", "u", "v", "w")
 EITHER = "“either … or” is read as exactly one of them"
@@ -71,30 +71,6 @@ class Referent:
     human: bool | None
     noun: str | None
     plural: bool = False
-
-
-def conjoin(parts: list[Formula]) -> Formula:
-    """All of them; one alone stays itself."""
-    return parts[0] if len(parts) == 1 else And(tuple(parts))
-
-
-def deny(formula: Formula) -> Formula:
-    """The formula's negation, pushed inwards."""
-    if isinstance(formula, Literal):
-        return formula.negated()
-    if isinstance(formula, Not):
-        return formula.part
-    if isinstance(formula, And):
-        return Or(tuple(deny(part) for part in formula.parts))
-    if isinstance(formula, Or):
-        return And(tuple(deny(part) for part in formula.parts))
-    if isinstance(formula, Implies):
-        return And((formula.body, deny(formula.head)))
-    if isinstance(formula, ForAll):
-        return Exists(formula.variables, deny(formula.part))
-    if isinstance(formula, Exists):
-        return ForAll(formula.variables, deny(formula.part))
-    return Not(formula)
 
 
 @dataclass

@@ -238,6 +238,8 @@ class Phrases(ABC):
             named = self.word(at) in self.vocabulary.names
             plain = self._is_noun(at) or (self._starts_plural(at) and not named)
             return [] if plain else [(NounPhrase("name", name=self._spelled(at), at=at), at + 1)]
+        if self.word(at) == "even" and self.is_open(at + 1):
+            return []
         end = at + 1
         while self.is_open(end) and (self.tokens[end].text[0].isupper() or self.tokens[end].text[0].isdigit()):
             end += 1
@@ -286,6 +288,8 @@ class Phrases(ABC):
         if before and self.word(stop) in PREPOSITIONS and is_participle(head) and head not in self.vocabulary.nouns:
             return None
         if len(before) > 3 or any(self._cannot_modify(token.lower, at) for at, token in enumerate(before)):
+            return None
+        if plural and before and before[0].lower.isdigit() and len(before[0].lower) < 4:
             return None
         if head in DUMMIES:
             if plural != (head in ("things", "people", "persons", "ones", "individuals")):

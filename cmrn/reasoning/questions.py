@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cmrn.reasoning.lexicon import BE, MODALS, PREPOSITIONS, third_person, word_set
@@ -145,14 +145,17 @@ class _Asker(Clauses):
             if word in ("is", "are", "was", "were"):
                 rest = self.after_be(here, word in ("are", "were"))
             elif word in ("does", "do", "did"):
-                form = past if word == "did" else third_person
-                rest = self.coordinated(here, lambda k: self.verb(k, form))
+                rest = self._done_by(here, past if word == "did" else third_person)
             elif word in MODALS:
                 rest = self.after_modal(here, word)
             for phrase, end in rest:
                 if self._done(end):
                     found.append(Simple(subject, Negated(phrase) if denied else phrase))
         return found
+
+    def _done_by(self, at: int, form: Callable[[str], str]) -> Parses[VerbPhrase]:
+        """What follows `does Bob` or `did Bob`, its verb in the form that a statement has it in."""
+        return self.coordinated(at, lambda here: self.verb(here, form))
 
     def _choice(self, trees: list[Clause]) -> Asked | None:
         """`Is Bob a cat or a dog?` asks which."""

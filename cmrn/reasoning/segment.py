@@ -43,15 +43,16 @@ def segment(text: str) -> tuple[Sentence, ...]:
     """The sentences of a text in order; each `text[start:end]` is the sentence's own text."""
     found = []
     start = 0
+    lines = frozenset(re.findall(r"(?m)^\s*(\d+)\s", text))
     for mark in _END.finditer(text):
         before = text[start : mark.start()]
         if mark[0] == "." and _ABBREVIATION.search(before) and not _at_end(text, mark.end(), before):
             continue
         if mark[0] == "\n" and _is_wrapped(before, text[mark.end() :]):
             continue
-        found.append(_sentence(text, start, mark.start(), mark[0].strip()))
+        found.append(_sentence(text, start, mark.start(), mark[0].strip(), lines))
         start = mark.end()
-    found.append(_sentence(text, start, len(text), ""))
+    found.append(_sentence(text, start, len(text), "", lines))
     return tuple(sentence for sentence in found if sentence is not None)
 
 
@@ -69,7 +70,7 @@ def _at_end(text: str, after: int, before: str) -> bool:
     return not rest or rest.startswith("\n") or bool(re.search(r"\b(is|are|the|a)\s+[A-Z]$", before))
 
 
-def _sentence(text: str, start: int, end: int, ends: str) -> Sentence | None:
+def _sentence(text: str, start: int, end: int, ends: str, lines: frozenset[str]) -> Sentence | None:
     option = None
     line = start == 0 or "\n" in text[max(0, start - 1) : start + 1] or text[start - 1 : start] == "\n"
     piece = text[start:end]
@@ -77,7 +78,7 @@ def _sentence(text: str, start: int, end: int, ends: str) -> Sentence | None:
     numbered = _NUMBER.match(piece) if line else None
     if lettered and len(piece) > lettered.end() and (line or ")" in lettered[0]):
         option, start = lettered[1], start + lettered.end()
-    elif numbered and not re.match(r"\s*\d+\s+(?:is|are|was|has|does|can)\b", piece) and _numbers(numbered[0], text):
+    elif numbered and not re.match(r"\s*\d+\s+(?:is|are|was|has|does|can)\b", piece) and _numbers(numbered[0], lines):
         start += numbered.end()
     while start < end and text[start].isspace():
         start += 1
@@ -86,13 +87,12 @@ def _sentence(text: str, start: int, end: int, ends: str) -> Sentence | None:
     return Sentence(text[start:end], start, end, ends, option) if end > start else None
 
 
-def _numbers(mark: str, text: str) -> bool:
-    """Whether a mark numbers its line: one with a point, or a number where another line has the one before or after."""
+def _numbers(mark: str, lines: frozenset[str]) -> bool:
+    """Whether a mark numbers its line: one with a point, or a number next to which another line has one."""
     number = mark.strip()
-    if not number.isdecimal():
-        return True
-    lines = {f"{int(number) - 1} ", f"{int(number) + 1} "}
-    return any(text.startswith(line) or f"\n{line}" in text for line in lines)
+    if not number.isdecimal() or len(number) > 9:
+        return not number.isdecimal()
+    return not lines.isdisjoint((str(int(number) - 1), str(int(number) + 1)))
 
 
 def tokenize(sentence: Sentence) -> tuple[Token, ...]:

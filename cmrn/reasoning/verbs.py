@@ -11,6 +11,7 @@ Predicates: "bird" of a kind, "is red", "can fly", "does fly" of a verb without 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -143,8 +144,7 @@ class VerbPhrases(Phrases):
             agrees = word == "did" or plural is None or plural == (word == "do")
             if agrees and self.word(at + 1) == "not":
                 return [
-                    (Negated(phrase), end)
-                    for phrase, end in self.verb(at + 2, past if word == "did" else third_person)
+                    (Negated(phrase), end) for phrase, end in self.verb(at + 2, past if word == "did" else third_person)
                 ]
             return []
         if word in MODALS:
@@ -373,6 +373,8 @@ def past(base: str) -> str:
             return form
     if base.endswith("e"):
         return base + "d"
+    if re.fullmatch(r"[^aeiou]+[aeiou][^aeiouwxy]", base):
+        return base + base[-1] + "ed"
     return base[:-1] + "ied" if base.endswith("y") and base[-2:-1] not in "aeiou" else base + "ed"
 
 

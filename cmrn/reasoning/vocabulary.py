@@ -155,8 +155,8 @@ def _from_sentence(
                 kinds.add("person" if DUMMIES[last] else "thing")
         elif token.lower in _SINGULAR:
             named = len(words) > 2 and words[-1].text[0].isupper() and words[-2].text[0].islower()
-            listed = last in COMMON_ADJECTIVES and after in ("and", "or", ",")
-            if (len(words) == 1 and not listed) or (after in _STOPS and not named):
+            listed = len(words) == 1 and last in COMMON_ADJECTIVES and after in ("and", "or", ",")
+            if not listed and (len(words) == 1 or (after in _STOPS and not named)):
                 nouns.add(last)
         elif token.lower in _COLLECTIVE and after in _STOPS and is_plural_form(last, seen):
             nouns.add(singulars(last, seen)[0])

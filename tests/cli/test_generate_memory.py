@@ -92,6 +92,21 @@ def test_a_document_is_read_before_its_question(rememberer: Path, tmp_path: Path
     assert json.loads(capsys.readouterr().out)["text"] == json.loads(read.out)["text"]
 
 
+def test_a_document_that_takes_long_is_counted(
+    rememberer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("the cat sat on the mat. " * 1000, encoding="utf-8")
+    arguments = ["generate", "--document", str(book), "-m", str(rememberer), "--max-new-tokens", "1"]
+    assert run(arguments) == 0
+    assert "tokens read\n" not in capsys.readouterr().err
+    monkeypatch.setattr("cmrn_cli.generate.LINE_EVERY_SECONDS", 0.0)
+    assert run(arguments) == 0
+    assert "book.txt: 2,048 tokens read\n" in capsys.readouterr().err
+    assert run(["-q", *arguments]) == 0
+    assert "tokens read" not in capsys.readouterr().err
+
+
 def test_a_document_and_a_memory_go_together(rememberer: Path, store: Path, capsys: Capture) -> None:
     book = store.parent / "book.txt"
     book.write_text("a dog barks. " * 20, encoding="utf-8")
@@ -109,6 +124,7 @@ def test_a_document_and_a_memory_go_together(rememberer: Path, store: Path, caps
         (["--question", "y"], 2, "asks about a document"),
         (["x", "--show-memory"], 2, "--memory"),
         (["x", "--document", "missing.txt"], 2, "no such file"),
+        (["x", "--document", "memory"], 2, "is a folder"),
         (["x", "--document", "empty.txt"], 3, "no text"),
         (["x", "--document", "latin.txt"], 3, "not UTF-8"),
         (["x", "--memory", "missing"], 4, "missing"),

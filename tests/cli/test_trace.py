@@ -325,6 +325,29 @@ class TestUsage:
         assert capsys.readouterr().err.startswith("error: ")
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [(b"", "no text"), (b'{"text": ""}\n', "no text"), (bytes(range(256)) * 9, "not JSON"), (b"[1]\n", "not a")],
+    )
+    def test_texts_that_are_none_are_exit_3_and_no_page_is_written(
+        self, checkpoint: Path, capsys: Capture, tmp_path: Path, content: bytes, said: str
+    ) -> None:
+        (tmp_path / "texts.jsonl").write_bytes(content)
+        line = ["trace", "-m", str(checkpoint), "--data", str(tmp_path / "texts.jsonl")]
+        assert run([*line, "--html", str(tmp_path / "page.html")]) == 3
+        printed = capsys.readouterr().err
+        assert "texts.jsonl" in printed
+        assert said in printed
+        assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
+
+    def test_a_page_goes_where_a_link_leads(self, checkpoint: Path, capsys: Capture, tmp_path: Path) -> None:
+        (tmp_path / "real.html").write_text("old", encoding="utf-8")
+        (tmp_path / "link.html").symlink_to(tmp_path / "real.html")
+        assert run(["trace", "law", "-m", str(checkpoint), "--html", str(tmp_path / "link.html")]) == 0
+        capsys.readouterr()
+        assert (tmp_path / "link.html").is_symlink()
+        assert Page((tmp_path / "real.html").read_text(encoding="utf-8")).tokens
+
     def test_stdin_is_read_for_a_dash_only(
         self, checkpoint: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -118,10 +118,11 @@ def test_a_memory_that_holds_something_is_shown_to_be_read(rememberer: CMRN, mon
         assert weights == sorted(weights, reverse=True)
         for entry in token.memory:
             assert (entry.record, entry.document, entry.namespace) in {(7, 0, "math"), (None, 1, SHARED)}
-            shares = [float(read.weights_BTM[0, t, m]) for read in output.memory_hits
-                      for m in range(read.weights_BTM.shape[2])
-                      if (read.documents_BTM[0, t, m], read.places_BTM[0, t, m]) == (entry.document, entry.place)]  # fmt: skip
-            assert entry.weight == pytest.approx(sum(shares) / len(output.memory_hits), abs=1e-6)
+            shares = []
+            for read in output.memory_hits:
+                is_it_M = (read.documents_BTM[0, t] == entry.document) & (read.places_BTM[0, t] == entry.place)
+                shares.append(float(read.weights_BTM[0, t, is_it_M].sum()))
+            assert entry.weight == pytest.approx(sum(shares) / len(shares), abs=1e-6)
     monkeypatch.setattr(trace, "CHUNK", 7)
     for one, other in zip(traced.tokens, trace_text(rememberer, TEXT).tokens, strict=True):
         assert other.memory[0].weight == pytest.approx(one.memory[0].weight, abs=1e-4)

@@ -19,6 +19,14 @@ def test_hidden_rules_are_recovered_from_noisy_examples() -> None:
     assert all(0.6 < rule.degree <= 1 for rule in learned)
 
 
+@pytest.mark.slow
+def test_rules_that_need_each_other_are_changed_together() -> None:
+    hidden = hidden_rules(6)
+    learned = {(rule.body, rule.head) for rule in learn_rules(examples_of(hidden, 200, 0.1, 6))}
+    assert {((12, 50), 46), ((46, 50), 44)} <= learned
+    assert f1(hidden, learned) >= 0.95
+
+
 def test_noise_alone_teaches_nothing() -> None:
     generator = torch.Generator().manual_seed(5)
     evidence_LN = (torch.rand(16, 100, generator=generator) < 0.3).float()
