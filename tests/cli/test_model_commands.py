@@ -34,7 +34,7 @@ class TestTrace:
             assert sum(expert["weight"] for expert in token["experts"]) == pytest.approx(1, abs=1e-5)
             assert token["text"] == HOSTILE[token["start"] : token["end"]]
         assert sum(expert["weight"] for expert in document["experts"]) == pytest.approx(1, abs=1e-5)
-        assert all(set(event) == {"start", "end", "surprise"} for event in document["events"])
+        assert all(set(event) == {"start", "end", "surprise", "previous"} for event in document["events"])
 
     def test_the_picture_names_every_expert_and_is_safe(self, checkpoint: Path, capsys: Capture) -> None:
         assert run(["trace", HOSTILE, "-m", str(checkpoint)]) == 0
