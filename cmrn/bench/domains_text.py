@@ -6,7 +6,6 @@ arrays, as those of `cmrn.bench.text`, with the vocabulary beside them.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmrn.bench.report import Progress
-from cmrn.bench.text import DOMAINS, domain_files
+from cmrn.bench.text import DOMAINS, cached_tokens
 from cmrn.data.encoding import Tokens
 from cmrn.data.evaluation import EvaluationSet
 from cmrn.data.lanes import LaneDataset
@@ -101,27 +100,12 @@ def prepare_without(root: Path, cache: Path, vocab_size: int, left_out: str, pro
     """
     if left_out not in DOMAINS:
         raise UsageError(f"no domain {left_out!r}", where="--domain", hint=", ".join(DOMAINS))
-    files = domain_files(root, DOMAINS)
-    missing = [file for file in files if not file.is_file()]
-    stem = f"without-{left_out}-{vocab_size}"
-    if missing:
-        found = sorted(cache.glob(f"{stem}-*.npz"))
-        if len(found) == 1:
-            return found[0]
-        raise UsageError(
-            f"no such file, nor its tokens in {cache}",
-            where=str(missing[0]),
-            hint="--data-root, or CMRN_DATA, names the folder that holds data/corpora or corpora",
-        )
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    path = cache / f"{stem}-{digest.hexdigest()[:12]}.npz"
-    if not path.is_file():
+
+    def make(path: Path, files: Sequence[Path]) -> None:
         progress(f"tokenising {len(DOMAINS)} domains with a vocabulary that has not read {left_out}")
-        cache.mkdir(parents=True, exist_ok=True)
         _write(path, files, vocab_size, left_out)
-    return path
+
+    return cached_tokens(root, cache, f"without-{left_out}-{vocab_size}", DOMAINS, make)
 
 
 def _write(path: Path, files: Sequence[Path], vocab_size: int, left_out: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from cmrn.data.lanes import LaneDataset
 from cmrn.data.packing import PackedDataset, PackedSource
 from cmrn.errors import UsageError
 
-__all__ = ["DOMAINS", "TokenisedText", "Windows", "domain_files", "prepare", "read"]
+__all__ = ["DOMAINS", "TokenisedText", "Windows", "cached_tokens", "domain_files", "prepare", "read"]
 
 DOMAINS = ("medical", "math", "code", "legal", "literature", "general")
 FOLDER = "data/corpora"
@@ -106,10 +106,33 @@ def prepare(root: Path, cache: Path, vocab_size: int, progress: Progress, domain
     Raises:
         UsageError: there are neither texts nor such a file.
     """
+
+    def make(path: Path, files: Sequence[Path]) -> None:
+        progress(f"tokenising {len(domains)} domains with {vocab_size} tokens")
+        _write(path, files, vocab_size, domains)
+
+    return cached_tokens(root, cache, f"tokens-{vocab_size}", domains, make, str(vocab_size))
+
+
+def cached_tokens(
+    root: Path,
+    cache: Path,
+    stem: str,
+    domains: Sequence[str],
+    make: Callable[[Path, Sequence[Path]], None],
+    salt: str = "",
+) -> Path:
+    """STEM-HASH.npz in `cache`, the hash of `salt` and the domains' files; `make` writes it where it is not there yet.
+
+    Where the texts are absent, the only file of that stem will do: texts need not travel.
+
+    Raises:
+        UsageError: there are neither texts nor such a file.
+    """
     files = domain_files(root, domains)
     missing = [file for file in files if not file.is_file()]
     if missing:
-        found = sorted(cache.glob(f"tokens-{vocab_size}-*.npz"))
+        found = sorted(cache.glob(f"{stem}-*.npz"))
         if len(found) == 1:
             return found[0]
         raise UsageError(
@@ -117,14 +140,13 @@ def prepare(root: Path, cache: Path, vocab_size: int, progress: Progress, domain
             where=str(missing[0]),
             hint="--data-root, or CMRN_DATA, names the folder that holds data/corpora or corpora",
         )
-    digest = hashlib.sha256(str(vocab_size).encode())
+    digest = hashlib.sha256(salt.encode())
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    path = cache / f"tokens-{vocab_size}-{digest.hexdigest()[:12]}.npz"
+    path = cache / f"{stem}-{digest.hexdigest()[:12]}.npz"
     if not path.is_file():
-        progress(f"tokenising {len(domains)} domains with {vocab_size} tokens")
         cache.mkdir(parents=True, exist_ok=True)
-        _write(path, files, vocab_size, domains)
+        make(path, files)
     return path
 
 

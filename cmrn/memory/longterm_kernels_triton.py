@@ -9,27 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from cmrn.memory.triton_kernels import load_rows, store_rows
+
 __all__ = ["far_entry_kernel", "far_query_kernel", "far_read_kernel"]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 NEVER = tl.constexpr(1 << 30)
-
-
-@triton.jit
-def _rows(stream, index, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows `index` of a stream, zeros from `limit` on and beyond WIDTH."""
-    column = tl.arange(0, BLOCK)
-    mask = (index < limit)[:, None] & (column < WIDTH)[None, :]
-    return tl.load(stream + index[:, None] * stride + column[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _keep_rows(out, value, index, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Store rows `index` below `limit`, in the type of `out`."""
-    column = tl.arange(0, BLOCK)
-    mask = (index < limit)[:, None] & (column < WIDTH)[None, :]
-    tl.store(out + index[:, None] * stride + column[None, :], value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -59,8 +45,8 @@ def far_read_kernel(
     lower, limit, start, ages, sharp, slope = _scalars(bounds, tuned, row, head, rows, heads, length, t)
     dense, step = (row * length * heads + head) * WIDTH, heads * WIDTH
     kept = tl.program_id(1).to(tl.int64) * length + t
-    q_QC = _rows(q + row * q_b + head * q_h, t, q_t, length, WIDTH, BLOCK)
-    read = _rows(near + dense, t, step, length, WIDTH, BLOCK).to(tl.float32)
+    q_QC = load_rows(q + row * q_b + head * q_h, t, q_t, length, WIDTH, BLOCK)
+    read = load_rows(near + dense, t, step, length, WIDTH, BLOCK).to(tl.float32)
     top = tl.load(near_total + kept, mask=t < length, other=0.0)
     total = tl.full((QUERIES,), 1.0, tl.float32)
     least, most = tl.min(tl.where(t < length, lower, NEVER)), tl.max(limit)
@@ -71,8 +57,8 @@ def far_read_kernel(
         place = tl.load(places + row * count + n, mask=n < count, other=NEVER)
         if tl.max(((place >= least) & (place < most)).to(tl.int32)) > 0:
             b = tl.load(salience + row * count + n, mask=n < count, other=0.0)
-            k_NC = _rows(k, n, k_n, count, WIDTH, BLOCK)
-            v_NC = _rows(v, n, v_n, count, WIDTH, BLOCK)
+            k_NC = load_rows(k, n, k_n, count, WIDTH, BLOCK)
+            v_NC = load_rows(v, n, v_n, count, WIDTH, BLOCK)
             score = tl.dot(q_QC, tl.trans(k_NC), input_precision=PRECISION) * sharp[:, None] + b[None, :]
             age = tl.log2(tl.maximum(start[:, None] - place[None, :], 1).to(tl.float32))
             score = score * LOG2_E + slope[:, None] * (ages[:, None] - age)
@@ -84,7 +70,7 @@ def far_read_kernel(
             total = total * shrink + tl.sum(weight, 1)
             read = tl.dot(weight.to(v_NC.dtype), v_NC, read * shrink[:, None], input_precision=PRECISION)
             top = higher
-    _keep_rows(out + dense, read / total[:, None], t, step, length, WIDTH, BLOCK)
+    store_rows(out + dense, read / total[:, None], t, step, length, WIDTH, BLOCK)
     tl.store(total_out + kept, top + tl.log2(total), mask=t < length)
 
 
@@ -100,8 +86,8 @@ def far_query_kernel(
     lower, limit, start, ages, sharp, slope = _scalars(bounds, tuned, row, head, rows, heads, length, t)
     dense, step = (row * length * heads + head) * WIDTH, heads * WIDTH
     kept = tl.program_id(1).to(tl.int64) * length + t
-    q_QC = _rows(q + row * q_b + head * q_h, t, q_t, length, WIDTH, BLOCK)
-    grad_QC = _rows(grad + dense, t, step, length, WIDTH, BLOCK)
+    q_QC = load_rows(q + row * q_b + head * q_h, t, q_t, length, WIDTH, BLOCK)
+    grad_QC = load_rows(grad + dense, t, step, length, WIDTH, BLOCK)
     along = tl.load(along_in + kept, mask=t < length, other=0.0)
     total = tl.load(total_in + kept, mask=t < length, other=0.0)
     grad_q_QC = tl.zeros((QUERIES, BLOCK), tl.float32)
@@ -114,8 +100,8 @@ def far_query_kernel(
         place = tl.load(places + row * count + n, mask=n < count, other=NEVER)
         if tl.max(((place >= least) & (place < most)).to(tl.int32)) > 0:
             b = tl.load(salience + row * count + n, mask=n < count, other=0.0)
-            k_NC = _rows(k, n, k_n, count, WIDTH, BLOCK)
-            v_NC = _rows(v, n, v_n, count, WIDTH, BLOCK)
+            k_NC = load_rows(k, n, k_n, count, WIDTH, BLOCK)
+            v_NC = load_rows(v, n, v_n, count, WIDTH, BLOCK)
             dots = tl.dot(q_QC, tl.trans(k_NC), input_precision=PRECISION)
             recent = ages[:, None] - tl.log2(tl.maximum(start[:, None] - place[None, :], 1).to(tl.float32))
             score = (dots * sharp[:, None] + b[None, :]) * LOG2_E + slope[:, None] * recent
@@ -126,7 +112,7 @@ def far_query_kernel(
             grad_slope += tl.sum(change * recent, 1)
             change = (change * sharp[:, None]).to(k_NC.dtype)
             grad_q_QC = tl.dot(change, k_NC, grad_q_QC, input_precision=PRECISION)
-    _keep_rows(grad_q + dense, grad_q_QC, t, step, length, WIDTH, BLOCK)
+    store_rows(grad_q + dense, grad_q_QC, t, step, length, WIDTH, BLOCK)
     at = (row * length + t) * heads + head
     tl.store(grad_tuned + at, grad_sharp, mask=t < length)
     tl.store(grad_tuned + rows * length * heads + at, grad_slope * LN_2, mask=t < length)
@@ -143,8 +129,8 @@ def far_entry_kernel(
     n = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     place = tl.load(places + row * count + n, mask=n < count, other=NEVER)
     b = tl.load(salience + row * count + n, mask=n < count, other=0.0)
-    k_NC = _rows(k + row * k_b + head * k_h, n, k_n, count, WIDTH, BLOCK)
-    v_NC = _rows(v + row * v_b + head * v_h, n, v_n, count, WIDTH, BLOCK)
+    k_NC = load_rows(k + row * k_b + head * k_h, n, k_n, count, WIDTH, BLOCK)
+    v_NC = load_rows(v + row * v_b + head * v_h, n, v_n, count, WIDTH, BLOCK)
     dense, step = (row * length * heads + head) * WIDTH, heads * WIDTH
     q += row * q_b + head * q_h
     kept = tl.program_id(1).to(tl.int64) * length
@@ -155,8 +141,8 @@ def far_entry_kernel(
         t = begin + tl.arange(0, QUERIES)
         lower, limit, start, ages, sharp, slope = _scalars(bounds, tuned, row, head, rows, heads, length, t)
         if (tl.max(limit) > nearest) & (tl.min(tl.where(t < length, lower, NEVER)) <= farthest):
-            q_QC = _rows(q, t, q_t, length, WIDTH, BLOCK)
-            grad_QC = _rows(grad + dense, t, step, length, WIDTH, BLOCK)
+            q_QC = load_rows(q, t, q_t, length, WIDTH, BLOCK)
+            grad_QC = load_rows(grad + dense, t, step, length, WIDTH, BLOCK)
             along = tl.load(along_in + kept + t, mask=t < length, other=0.0)
             total = tl.load(total_in + kept + t, mask=t < length, other=0.0)
             dots = tl.dot(k_NC, tl.trans(q_QC), input_precision=PRECISION)
@@ -170,6 +156,6 @@ def far_entry_kernel(
             change = (change * sharp[None, :]).to(q_QC.dtype)
             grad_k_NC = tl.dot(change, q_QC, grad_k_NC, input_precision=PRECISION)
     own = tl.program_id(1).to(tl.int64) * count * WIDTH
-    _keep_rows(grad_k + own, grad_k_NC, n, WIDTH, count, WIDTH, BLOCK)
-    _keep_rows(grad_v + own, grad_v_NC, n, WIDTH, count, WIDTH, BLOCK)
+    store_rows(grad_k + own, grad_k_NC, n, WIDTH, count, WIDTH, BLOCK)
+    store_rows(grad_v + own, grad_v_NC, n, WIDTH, count, WIDTH, BLOCK)
     tl.store(grad_salience + tl.program_id(1).to(tl.int64) * count + n, grad_b, mask=n < count)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["entry_kernel", "query_kernel", "read_kernel"]
+__all__ = ["entry_kernel", "load_rows", "query_kernel", "read_kernel", "store_rows"]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _rows(stream, index, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def load_rows(stream, index, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Rows `index` of a stream, zeros from `limit` on and beyond WIDTH."""
     column = tl.arange(0, BLOCK)
     mask = (index < limit)[:, None] & (column < WIDTH)[None, :]
@@ -26,7 +26,7 @@ def _rows(stream, index, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _keep_rows(out, value, index, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def store_rows(out, value, index, stride, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Store rows `index` below `limit`, in the type of `out`."""
     column = tl.arange(0, BLOCK)
     mask = (index < limit)[:, None] & (column < WIDTH)[None, :]
@@ -69,8 +69,8 @@ def _read_tile(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLIER: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of entries taken into the running softmax."""
-    k = _rows(keys, j, stride_k, limit, WIDTH, BLOCK)
-    v = _rows(values, j, stride_v, limit, WIDTH, BLOCK)
+    k = load_rows(keys, j, stride_k, limit, WIDTH, BLOCK)
+    v = load_rows(values, j, stride_v, limit, WIDTH, BLOCK)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if MASKED:
         score = tl.where(_sees(t, low, j, valid, window, EARLIER), score, -float("inf"))
@@ -96,7 +96,7 @@ def read_kernel(
     v += row * v_b + head * v_h
     valid += row * window
     low = _lowest(first + row * length, t, length, window, STARTED)
-    q_QC = _rows(q + row * q_b + head * q_h, t, q_t, length, WIDTH, BLOCK)
+    q_QC = load_rows(q + row * q_b + head * q_h, t, q_t, length, WIDTH, BLOCK)
     null_C = tl.load(null + head * WIDTH + column, mask=column < WIDTH, other=0.0).to(tl.float32)
     top = tl.sum(q_QC.to(tl.float32) * null_C[None, :], 1) * LOG2_E
     total = tl.full((QUERIES,), 1.0, tl.float32)
@@ -126,7 +126,7 @@ def read_kernel(
             PRECISION,
         )  # fmt: skip
     out += (row * length * heads + head) * WIDTH
-    _keep_rows(out, read / total[:, None], t, heads * WIDTH, length, WIDTH, BLOCK)
+    store_rows(out, read / total[:, None], t, heads * WIDTH, length, WIDTH, BLOCK)
     tl.store(total_out + tl.program_id(1).to(tl.int64) * length + t, top + tl.log2(total), mask=t < length)
 
 
@@ -136,8 +136,8 @@ def _query_tile(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLIER: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The share of one tile of entries in the gradient of q: Σ_j p_tj (do_t·v_j − do_t·o_t) k_j."""
-    k = _rows(keys, j, stride_k, limit, WIDTH, BLOCK)
-    v = _rows(values, j, stride_v, limit, WIDTH, BLOCK)
+    k = load_rows(keys, j, stride_k, limit, WIDTH, BLOCK)
+    v = load_rows(values, j, stride_v, limit, WIDTH, BLOCK)
     weight = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * LOG2_E - total[:, None])
     if MASKED:
         weight = tl.where(_sees(t, low, j, valid, window, EARLIER), weight, 0.0)
@@ -162,9 +162,9 @@ def query_kernel(
     low = _lowest(first + row * length, t, length, window, STARTED)
     dense, step = (row * length * heads + head) * WIDTH, heads * WIDTH
     scalars = tl.program_id(1).to(tl.int64) * length + t
-    q_QC = _rows(q + row * q_b + head * q_h, t, q_t, length, WIDTH, BLOCK)
-    grad_QC = _rows(grad + dense, t, step, length, WIDTH, BLOCK)
-    along = tl.sum(grad_QC.to(tl.float32) * _rows(out + dense, t, step, length, WIDTH, BLOCK).to(tl.float32), 1)
+    q_QC = load_rows(q + row * q_b + head * q_h, t, q_t, length, WIDTH, BLOCK)
+    grad_QC = load_rows(grad + dense, t, step, length, WIDTH, BLOCK)
+    along = tl.sum(grad_QC.to(tl.float32) * load_rows(out + dense, t, step, length, WIDTH, BLOCK).to(tl.float32), 1)
     tl.store(along_out + scalars, along, mask=t < length)
     total = tl.load(total_in + scalars, mask=t < length, other=0.0)
     null_C = tl.load(null + head * WIDTH + column, mask=column < WIDTH, other=0.0).to(tl.float32)
@@ -197,7 +197,7 @@ def query_kernel(
             q_QC, grad_QC, k, v, k_t, v_t, t, low, j + place, length, valid, window, total, along, grad_q_QC, WIDTH,
             BLOCK, False, True, PRECISION,
         )  # fmt: skip
-    _keep_rows(grad_q + dense, grad_q_QC, t, step, length, WIDTH, BLOCK)
+    store_rows(grad_q + dense, grad_q_QC, t, step, length, WIDTH, BLOCK)
 
 
 @triton.jit
@@ -206,8 +206,8 @@ def _entry_tile(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, EARLIER: tl.constexpr, STARTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The share of one tile of tokens in the gradients of entries; scores stand transposed, entries by tokens."""
-    q_QC = _rows(q, t, stride_q, length, WIDTH, BLOCK)
-    grad_QC = _rows(grad, t, stride_g, length, WIDTH, BLOCK)
+    q_QC = load_rows(q, t, stride_q, length, WIDTH, BLOCK)
+    grad_QC = load_rows(grad, t, stride_g, length, WIDTH, BLOCK)
     total = tl.load(total_in + t, mask=t < length, other=0.0)
     along = tl.load(along_in + t, mask=t < length, other=0.0)
     low = _lowest(first, t, length, window, STARTED)
@@ -246,25 +246,25 @@ def entry_kernel(
     if tl.program_id(0) < own:
         begin = tl.program_id(0) * KEYS
         j = begin + tl.arange(0, KEYS)
-        k_JC = _rows(k + row * k_b + head * k_h, j, k_t, length, WIDTH, BLOCK)
-        v_JC = _rows(v + row * v_b + head * v_h, j, v_t, length, WIDTH, BLOCK)
+        k_JC = load_rows(k + row * k_b + head * k_h, j, k_t, length, WIDTH, BLOCK)
+        v_JC = load_rows(v + row * v_b + head * v_h, j, v_t, length, WIDTH, BLOCK)
         for t in range((begin + 1) // QUERIES * QUERIES, tl.minimum(length, begin + KEYS + window), QUERIES):
             grad_k_JC, grad_v_JC = _entry_tile(
                 q, grad, k_JC, v_JC, q_t, step, t + place, j, first, valid, length, window, total_in, along_in,
                 grad_k_JC, grad_v_JC, WIDTH, BLOCK, False, STARTED, PRECISION,
             )  # fmt: skip
-        _keep_rows(grad_k + dense, grad_k_JC, j, step, length, WIDTH, BLOCK)
-        _keep_rows(grad_v + dense, grad_v_JC, j, step, length, WIDTH, BLOCK)
+        store_rows(grad_k + dense, grad_k_JC, j, step, length, WIDTH, BLOCK)
+        store_rows(grad_v + dense, grad_v_JC, j, step, length, WIDTH, BLOCK)
     elif CARRIED:
         begin = (tl.program_id(0) - own) * KEYS
         j = begin + tl.arange(0, KEYS)
-        k_JC = _rows(carried_k + row * ck_b + head * ck_h, j, ck_w, window, WIDTH, BLOCK)
-        v_JC = _rows(carried_v + row * cv_b + head * cv_h, j, cv_w, window, WIDTH, BLOCK)
+        k_JC = load_rows(carried_k + row * ck_b + head * ck_h, j, ck_w, window, WIDTH, BLOCK)
+        v_JC = load_rows(carried_v + row * cv_b + head * cv_h, j, cv_w, window, WIDTH, BLOCK)
         for t in range(0, tl.minimum(length, begin + KEYS), QUERIES):
             grad_k_JC, grad_v_JC = _entry_tile(
                 q, grad, k_JC, v_JC, q_t, step, t + place, j, first, valid, length, window, total_in, along_in,
                 grad_k_JC, grad_v_JC, WIDTH, BLOCK, True, STARTED, PRECISION,
             )  # fmt: skip
         own_row = tl.program_id(1).to(tl.int64) * window * WIDTH
-        _keep_rows(grad_ck + own_row, grad_k_JC, j, WIDTH, window, WIDTH, BLOCK)
-        _keep_rows(grad_cv + own_row, grad_v_JC, j, WIDTH, window, WIDTH, BLOCK)
+        store_rows(grad_ck + own_row, grad_k_JC, j, WIDTH, window, WIDTH, BLOCK)
+        store_rows(grad_cv + own_row, grad_v_JC, j, WIDTH, window, WIDTH, BLOCK)

@@ -106,3 +106,20 @@ def assert_same_reading(
     assert torch.equal(actual.event_chain.begins_BT[at], expected.event_chain.begins_BT)
     for mine, theirs in zip(actual.routing, expected.routing, strict=True):
         assert torch.equal(mine.indices_BTK[at], theirs.indices_BTK)
+
+
+def embedding_gradient(model: CMRN, ids_BT: Tensor, until: int, documents_BT: Tensor | None = None) -> Tensor:
+    """(B,T,D) gradient of a random sum of all logits before `until` with respect to each token's embedding."""
+    captured: list[Tensor] = []
+
+    def capture(module: object, inputs: object, output: Tensor) -> Tensor:
+        captured.append(output.detach().requires_grad_())
+        return captured[0]
+
+    hook = model.embedding.register_forward_hook(capture)
+    try:
+        logits = model(ids_BT, document_ids=documents_BT).logits[:, :until]
+    finally:
+        hook.remove()
+    (gradient,) = torch.autograd.grad((logits * torch.randn_like(logits)).sum(), captured[0])
+    return gradient

@@ -15,6 +15,7 @@ from cmrn.records import LongReading
 from tests.properties.small_models import (
     VOCABULARY,
     assert_same_state,
+    embedding_gradient,
     pieces,
     random_documents,
     random_ids,
@@ -42,22 +43,6 @@ def model_of(seed: int = 1, **changes: object) -> CMRN:
             if ".memory.salience." in name:
                 tensor.add_(0.3 * torch.randn_like(tensor))
     return model
-
-
-def embedding_gradient(model: CMRN, ids_BT: Tensor, until: int, documents_BT: Tensor | None) -> Tensor:
-    captured: list[Tensor] = []
-
-    def capture(module: object, inputs: object, output: Tensor) -> Tensor:
-        captured.append(output.detach().requires_grad_())
-        return captured[0]
-
-    hook = model.embedding.register_forward_hook(capture)
-    try:
-        logits = model(ids_BT, document_ids=documents_BT).logits[:, :until]
-    finally:
-        hook.remove()
-    (gradient,) = torch.autograd.grad((logits * torch.randn_like(logits)).sum(), captured[0])
-    return gradient
 
 
 @given(reading=readings, t=st.integers(1, LENGTH - 1), seed=seeds, packed=st.booleans())

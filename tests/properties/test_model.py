@@ -17,6 +17,7 @@ from tests.properties.small_models import (
     assert_same_reading,
     assert_same_state,
     configs,
+    embedding_gradient,
     pieces,
     random_documents,
     random_ids,
@@ -28,23 +29,6 @@ from tests.tolerances import assert_close
 LENGTH = 18
 cuts = st.sets(st.integers(1, LENGTH - 1), max_size=5)
 seeds = st.integers(0, 1_000)
-
-
-def embedding_gradient(model: CMRN, ids_BT: Tensor, until: int, documents_BT: Tensor | None = None) -> Tensor:
-    """(B,T,D) gradient of a random sum of all logits before `until` with respect to each token's embedding."""
-    captured: list[Tensor] = []
-
-    def capture(module: object, inputs: object, output: Tensor) -> Tensor:
-        captured.append(output.detach().requires_grad_())
-        return captured[0]
-
-    hook = model.embedding.register_forward_hook(capture)
-    try:
-        logits = model(ids_BT, document_ids=documents_BT).logits[:, :until]
-    finally:
-        hook.remove()
-    (gradient,) = torch.autograd.grad((logits * torch.randn_like(logits)).sum(), captured[0])
-    return gradient
 
 
 def assert_causal(model: CMRN, length: int, t: int, seed: int, documents_BT: Tensor | None = None) -> None:
