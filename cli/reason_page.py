@@ -23,22 +23,20 @@ td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #ddd
 
 
 def write_page(path: Path, found: Sequence[Reasoned]) -> None:
-    """Write the answers with premises and proofs to a file.
+    """Write the answers with premises and proofs to a file: all of it, or the file stays as it was.
 
     Raises:
-        UsageError: the file cannot be written.
+        ResourceError: the disk is full.
+        CheckpointError: the file cannot be written.
     """
-    from cmrn.errors import UsageError
+    from cmrn.files import write_file
 
     body = [_lost(found[0]), *(part for each in found for part in _answer(each))]
     page = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>cmrn reason</title>'
         f"<style>{_STYLE}</style></head><body><h1>What follows</h1>{''.join(body)}</body></html>\n"
     )
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write it: {error.strerror}", where=f"--html {path}") from error
+    write_file(path.resolve(), page.encode("utf-8"))
 
 
 def _answer(each: Reasoned) -> Iterable[str]:

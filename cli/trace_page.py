@@ -61,17 +61,14 @@ def write_page(
     """Write a trace, or the analyses of a set of texts, or both, as a page; whole or not at all.
 
     Raises:
-        UsageError: the file cannot be written.
+        ResourceError: the disk is full.
+        CheckpointError: the file cannot be written.
     """
-    from cmrn.errors import UsageError
     from cmrn.files import write_file
 
     page = page_text(place, text, trace, comparison, analysis, saturations)
-    try:
-        # A link, such as /dev/stdout, is followed, not replaced.
-        write_file(path.resolve(), page.encode("utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot write it: {error.strerror}", where=f"--html {path}") from error
+    # A link, such as /dev/stdout, is followed, not replaced.
+    write_file(path.resolve(), page.encode("utf-8"))
 
 
 def page_text(

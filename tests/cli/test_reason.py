@@ -143,3 +143,11 @@ def test_bench_refuses_a_case_that_is_none(capsys: pytest.CaptureFixture[str], t
     assert "questions, speed, rules, depth, clutrr, folio" in capsys.readouterr().err
     assert run(["bench", "reason", "--case", "clutrr", "--data-root", str(tmp_path)]) == 2
     assert run(["bench", "reason", "--case", "folio", "--data-root", str(tmp_path)]) == 2
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert run(["reason", "Bob is red. Is Bob red?", "--html", str(folder)]) == 4
+    assert str(folder) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [folder]
